@@ -1,0 +1,87 @@
+# Every target makes the environment first where it is missing. Settings, e.g. `make demo PYTHON=python3.12`:
+#   PYTHON        the interpreter the environment is made with
+#   VENV          where it lies (.venv)
+#   TORCH_INDEX   package index for torch alone; https://download.pytorch.org/whl/cpu saves 2 GB on machines without a GPU
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+venv := $(abspath $(VENV))
+bin := $(venv)/bin
+# The stamp's name holds a checksum of what is installed: a changed setup.py or constraints.txt installs anew.
+stamp := $(venv)/.installed-$(shell cat setup.py constraints.txt | cksum | cut -d' ' -f1)
+
+export PATH := $(bin):$(PATH)
+export PYTHONPATH := $(CURDIR)
+export PYTHONSAFEPATH := 1
+export TOKENIZERS_PARALLELISM := false
+# Per environment: two environments that share compiled ops rebuild them for each other for ever.
+export TORCH_EXTENSIONS_DIR := $(venv)/torch_extensions
+
+.PHONY: help env .venv demo demo-clean test test-slow parity lint bench faults slurm-test clean
+
+help:
+	@echo "make demo        prepare, tune, evaluate, export and chat on this machine (two processes, no GPU)"
+	@echo "make test        the test suite; make test-slow, make faults, make slurm-test: the long ones"
+	@echo "make parity      gradients in every geometry against plain torch (fp32)"
+	@echo "make lint        ruff, mypy, the import contract, shellcheck"
+	@echo "make bench       the benchmarks"
+	@echo "make env         only the environment, $(VENV)"
+	@echo "make demo-clean  forget the demo's runs; make clean: caches and build folders"
+
+env .venv: $(stamp)
+
+$(stamp): setup.py constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  found=$$("$(PYTHON)" --version 2>/dev/null || echo "no such program"); \
+	  echo "corral: needs Python 3.11 or newer and $(PYTHON) is: $$found; give another, as in make PYTHON=python3.11" >&2; \
+	  exit 69; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "corral: $(PYTHON) has no venv module; install it (apt install python3-venv) or give another PYTHON" >&2; \
+	  exit 69; }
+	@echo "corral: making the environment $(VENV); the first time this downloads about 1.6 GB"
+	[ -x "$(bin)/python" ] || "$(PYTHON)" -m venv "$(venv)"
+	"$(bin)/python" -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	"$(bin)/python" -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@rm -f "$(venv)"/.installed-*
+	@touch "$@"
+
+demo: $(stamp)
+	@"$(bin)/python" -m launch.demo
+
+demo-clean:
+	rm -rf outputs/demo outputs/demo_lora
+
+test: $(stamp)
+	"$(bin)/python" -m pytest -m "not slow and not slurm and not parity"
+
+test-slow: $(stamp)
+	"$(bin)/python" -m pytest -m "slow and not slurm"
+
+parity: $(stamp)
+	"$(bin)/python" -m pytest -m parity tests/parity
+
+faults: $(stamp)
+	"$(bin)/python" -m pytest -m faults
+
+slurm-test: $(stamp)
+	"$(bin)/python" -m pytest -m slurm tests/slurm
+
+lint: $(stamp)
+	"$(bin)/ruff" check .
+	"$(bin)/ruff" format --check .
+	"$(bin)/mypy"
+	"$(bin)/lint-imports"
+	"$(bin)/shellcheck" -x slurm/*.sh tests/slurm/*.sh .ci/run
+
+bench: $(stamp)
+	@[ -n "$(wildcard benchmarks/*.py)" ] || { echo "corral: benchmarks/ holds no benchmark" >&2; exit 66; }
+	@for each in $(wildcard benchmarks/*.py); do echo "== $$each"; "$(bin)/python" "$$each"; done
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find conf data_prep train launch tests -name __pycache__ -type d -prune -exec rm -rf {} +
