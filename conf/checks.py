@@ -1,0 +1,207 @@
+"""Rules that need two settings or more. Each is a small generator of findings; all of them are reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from conf.schema import RunConfig, SourceConfig
+
+BYTE_ALPHABET = 256
+"""Tokens of a byte-level BPE before it has learnt anything; two more are the special ones."""
+LEAF_ONLY = ("format", "path", "rows", "max_epochs")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One broken rule: the settings it is about (dotted) and the line the user reads."""
+
+    keys: tuple[str, ...]
+    line: str
+
+    def touches(self, broken: Iterable[tuple[str | int, ...]]) -> bool:
+        """True if one of its settings is above, at or below one of ``broken``."""
+        mine = [tuple(key.split(".")) for key in self.keys]
+        theirs = [tuple(str(part) for part in path) for path in broken]
+        return any(a[: len(b)] == b or b[: len(a)] == a for a in mine for b in theirs)
+
+
+def cross_checks(cfg: RunConfig) -> list[Finding]:
+    """Every broken rule of a config whose fields are right one by one."""
+    rules = (_model, _tokenizer, _zero, _attention, _stop, _warmup, _batch, _deterministic, _not_yet)
+    found = [finding for rule in rules for finding in rule(cfg)]
+    return found + list(_tree("data.sources", cfg.data.sources))
+
+
+def _model(cfg: RunConfig) -> Iterator[Finding]:
+    model, keys = cfg.model, ("model.path", "model.config", "model.init")
+    if model.path is None and model.config is None:
+        yield Finding(keys, "model.path: missing; give a folder or hub id, or model.config with model.init=random")
+    elif model.path is not None and model.config is not None:
+        yield Finding(
+            keys,
+            f"model.path: {model.path!r} and model.config are both set; take one away with model.path=null, "
+            "or with model.config=null model.init=pretrained model.tokenizer=null",
+        )
+    elif model.init == "random" and model.config is None:
+        yield Finding(keys, "model.init: random needs model.config; set model.init=pretrained to use model.path")
+    elif model.init == "pretrained" and model.path is None:
+        yield Finding(keys, "model.init: pretrained needs model.path; set model.init=random to start from model.config")
+    if model.config is not None and not isinstance(model.config.get("model_type"), str):
+        yield Finding(("model.config",), "model.config: it needs a model_type, such as model_type: llama")
+
+
+def _tokenizer(cfg: RunConfig) -> Iterator[Finding]:
+    model, smallest = cfg.model, BYTE_ALPHABET + 2
+    if model.config is not None and model.path is None and model.tokenizer is None:
+        yield Finding(
+            ("model.tokenizer", "model.config", "model.path"),
+            "model.tokenizer: missing; model.config names none: give a folder or hub id, or model.tokenizer=train",
+        )
+    if model.tokenizer == "train" and model.vocab_size < smallest:
+        yield Finding(
+            ("model.vocab_size", "model.tokenizer"),
+            f"model.vocab_size: got {model.vocab_size}; a trained byte-level tokenizer needs at least {smallest}",
+        )
+
+
+def _zero(cfg: RunConfig) -> Iterator[Finding]:
+    zero = cfg.zero
+    if cfg.model.dtype == "bf16" and zero.stage == 0:
+        yield Finding(
+            ("model.dtype", "zero.stage"),
+            "zero.stage: 0 with model.dtype=bf16 makes DeepSpeed step wrongly; use zero=1, or model.dtype=fp32",
+        )
+    if zero.offload == "optimizer" and zero.stage == 0:
+        yield Finding(
+            ("zero.offload", "zero.stage"), "zero.offload: optimizer needs sharded states; use zero=1 or higher"
+        )
+    if zero.offload == "all" and zero.stage != 3:
+        yield Finding(
+            ("zero.offload", "zero.stage"),
+            f"zero.offload: all moves parameters too, which needs zero=3 (got zero={zero.stage}); "
+            "use zero=3, or zero.offload=optimizer",
+        )
+
+
+def _attention(cfg: RunConfig) -> Iterator[Finding]:
+    backend = cfg.attention.backend
+    if cfg.data.pack == "exact" and backend == "sdpa":
+        yield Finding(
+            ("data.pack", "attention.backend"),
+            "attention.backend: sdpa does not isolate the samples of a packed row from one another (data.pack=exact); "
+            "use attention=packed, or data.pack=none",
+        )
+    if backend == "flash2" and cfg.model.dtype == "fp32":
+        yield Finding(
+            ("attention.backend", "model.dtype"),
+            "attention.backend: flash2 computes in bf16 only; use attention=packed, or model.dtype=bf16",
+        )
+
+
+def _stop(cfg: RunConfig) -> Iterator[Finding]:
+    stop = cfg.data.stop
+    kinds = [each.name for each in fields(stop)]
+    given = [kind for kind in kinds if getattr(stop, kind) is not None]
+    if not given:
+        yield Finding(("data.stop",), f"data.stop: missing; set one of {', '.join(kinds)}, such as data.stop.epochs=3")
+    elif len(given) > 1:
+        yield Finding(
+            ("data.stop",),
+            f"data.stop: {' and '.join(given)} are set, only one may be; take the others away, "
+            f"such as data.stop.{given[0]}=null",
+        )
+
+
+def _warmup(cfg: RunConfig) -> Iterator[Finding]:
+    plan, key = cfg.schedule, "schedule.warmup_steps"
+    if plan.warmup_steps is not None and plan.warmup_fraction is not None:
+        yield Finding(
+            (key, "schedule.warmup_fraction"),
+            f"{key}: {plan.warmup_steps} and warmup_fraction={plan.warmup_fraction} are both set, only one may be; "
+            "add schedule.warmup_fraction=null (or schedule.warmup_steps=null)",
+        )
+    if plan.warmup_steps and plan.max_steps and plan.warmup_steps >= plan.max_steps:
+        yield Finding(
+            (key, "schedule.max_steps"),
+            f"{key}: {plan.warmup_steps} leaves no step at the peak; keep it below schedule.max_steps={plan.max_steps}",
+        )
+    if plan.kind == "wsd" and (plan.warmup_fraction or 0.0) + plan.decay_fraction > 1.0:
+        yield Finding(
+            ("schedule.warmup_fraction", "schedule.decay_fraction"),
+            f"schedule.decay_fraction: {plan.decay_fraction} plus warmup_fraction={plan.warmup_fraction} exceeds 1",
+        )
+
+
+def _batch(cfg: RunConfig) -> Iterator[Finding]:
+    batch = cfg.batch
+    if batch.micro_size > batch.global_size:
+        yield Finding(
+            ("batch.micro_size", "batch.global_size"),
+            f"batch.micro_size: {batch.micro_size} rows are more than batch.global_size={batch.global_size}; lower it",
+        )
+
+
+def _deterministic(cfg: RunConfig) -> Iterator[Finding]:
+    if cfg.compute.deterministic and cfg.zero.overlap_comm:
+        yield Finding(
+            ("compute.deterministic", "zero.overlap_comm"),
+            "compute.deterministic: true needs zero.overlap_comm=false (overlapped sums have no fixed order); "
+            "debug=deterministic sets both",
+        )
+
+
+def _not_yet(cfg: RunConfig) -> Iterator[Finding]:
+    switches = {
+        "data.share_prefix": cfg.data.share_prefix,
+        "compute.prune_last_layer": cfg.compute.prune_last_layer,
+        "checkpoint.background": cfg.checkpoint.background,
+    }
+    for key, on in switches.items():
+        if on:
+            yield Finding((key,), f"{key}: true is not available in this version; set it to false")
+
+
+def _tree(path: str, nodes: Mapping[str, SourceConfig]) -> Iterator[Finding]:
+    """Rules of the source tree below ``path``."""
+    if not nodes:
+        yield Finding((path,), f"{path}: empty; add a source with +{path}.NAME={{format: alpaca, path: FILE}}")
+    if nodes and all(node.weight == 0 for node in nodes.values()):
+        yield Finding((path,), f"{path}: every weight is 0, so nothing would be drawn")
+    for name, node in nodes.items():
+        here = f"{path}.{name}"
+        if "." in name:
+            yield Finding(
+                (path,), f"{here}: a name cannot hold a dot, it separates the levels; use {name.replace('.', '-')}"
+            )
+        if node.weight is not None and node.rate is not None:
+            yield Finding((here,), f"{here}: weight and rate are both set; keep one of them")
+        yield from _leaf(here, node) if node.sources is None else _inner(here, node)
+
+
+def _leaf(here: str, node: SourceConfig) -> Iterator[Finding]:
+    for key in ("format", "path"):
+        if not getattr(node, key):
+            example = "alpaca" if key == "format" else "data/rows.jsonl"
+            yield Finding(
+                (f"{here}.{key}",), f"{here}.{key}: missing; a source needs it, such as {here}.{key}={example}"
+            )
+    if node.format in ("sharegpt", "messages") and node.template == "alpaca":
+        yield Finding(
+            (f"{here}.template", f"{here}.format"),
+            f"{here}.template: alpaca holds one question and one answer, {node.format} rows have several turns; "
+            f"use template=chat or leave it at auto",
+        )
+
+
+def _inner(here: str, node: SourceConfig) -> Iterator[Finding]:
+    extra = [key for key in LEAF_ONLY if getattr(node, key) is not None]
+    extra += ["template"] if node.template != "auto" else []
+    extra += ["validation_fraction"] if node.validation_fraction else []
+    if extra:
+        yield Finding(
+            (here,), f"{here}: has sources below it, so {', '.join(extra)} must stand at each of those instead"
+        )
+    yield from _tree(f"{here}.sources", node.sources or {})

@@ -1,0 +1,331 @@
+"""Every setting of a run: its type, its unit, what is allowed, and why its default is what it is.
+
+One dataclass per section, one yaml group per section. All are frozen, strict (no silent conversion) and refuse keys
+they do not know. ``validate`` judges a plain dict once and reports every problem at once; rules that need two settings
+live in ``conf/checks.py``. Nothing below reads a file or imports anything heavy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from conf.checks import cross_checks
+from conf.errors import ConfigError
+from conf.problems import field_problems, without
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+def _no_boolean(value: Any) -> Any:
+    """Python's True equals 1, so a literal of integers would take what yaml read as a boolean."""
+    if isinstance(value, bool):
+        raise ValueError("a boolean")
+    return value
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig:
+    path: str | None = None
+    """Local folder or hub id of a Hugging Face causal language model. Exactly one of ``path`` and ``config``."""
+    config: dict[str, Any] | None = None
+    """A Hugging Face config as a mapping (with ``model_type``), for a model that starts from random weights."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """``random`` needs ``config``; the weights follow from ``seed`` alone, whatever the number of ranks."""
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    """Compute dtype. bf16 keeps fp32 master weights and fp32 gradient accumulation; fp32 is exact and slow."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activation checkpointing: none, every second block (selective), every block (full)."""
+    tokenizer: str | None = None
+    """Folder or hub id; ``train`` learns a byte-level BPE from the corpus itself. Default: ``model.path``."""
+    vocab_size: Positive = 2048
+    """Size of a trained tokenizer, in tokens; only read with ``tokenizer: train``."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit) of ``path``; None is the hub's default branch."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class RateConfig:
+    """Size-proportional weight: min(rows * scale, cap) ** (1 / temperature) (SeqIO, ``mixing_rate_num_examples``)."""
+
+    cap: Positive | None = None
+    scale: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(ge=1.0)] = 1.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class SourceConfig:
+    """A node of the source tree: a leaf has ``format`` and ``path``, an inner node has ``sources``."""
+
+    format: Literal["alpaca", "prompt_completion", "sharegpt", "messages", "flan_cot", "niv2", "p3"] | None = None
+    path: str | None = None
+    """A file, a folder or a glob; .json, .jsonl, .csv, .tsv (each also .gz or .zst), .parquet, .arrow."""
+    template: Literal["auto", "alpaca", "chat", "plain"] = "auto"
+    """auto: alpaca -> alpaca, sharegpt and messages -> chat, all others -> plain."""
+    validation_fraction: Fraction = 0.0
+    """Share of rows held out, chosen by a hash of the normalised prompt: equal prompts fall on the same side."""
+    rows: Positive | None = None
+    """Use only the first so many rows."""
+    max_epochs: Positive | None = None
+    """The source retires at the exact draw at which every row was used so often; the others share its weight."""
+    weight: Annotated[float, Field(ge=0.0)] | None = None
+    """Share among its siblings. None: in proportion to the rows (or to ``rate``). 0: absent."""
+    rate: RateConfig | None = None
+    sources: dict[Name, SourceConfig] | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class StopConfig:
+    """When the data ends. Exactly one field is set; ``schedule.max_steps`` may end the run earlier."""
+
+    epochs: PositiveFloat | None = None
+    """Draws = epochs * rows of all sources."""
+    tokens: Positive | None = None
+    examples: Positive | None = None
+    first_exhausted: Literal[True] | None = None
+    all_seen_once: Literal[True] | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataConfig:
+    sources: dict[Name, SourceConfig]
+    stop: StopConfig
+    prepared: str | None = None
+    """Folder of the prepared corpus. None: ``corpora/<digest of sources, tokenizer, template>``."""
+    unit: Literal["examples", "tokens"] = "examples"
+    """What the weights of ``sources`` share out."""
+    seq_len: Annotated[int, Field(ge=8)] = 2048
+    """Tokens per packed row, and the longest sample preparation keeps."""
+    over_length: Literal["drop", "truncate_right"] = "drop"
+    """Samples longer than ``seq_len``: to quarantine with reason ``over_length``, or cut at the right and counted."""
+    pack: Literal["exact", "none"] = "exact"
+    """exact: several samples per row, isolated from one another; none: one sample per row."""
+    window: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Samples shuffled and packed together. auto: the power of two from 256 * seq_len / mean length on, 4096..65536."""
+    share_prefix: bool = False
+    on_bad_row: Literal["quarantine", "fail"] = "quarantine"
+    bad_row_budget: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
+    """Share of rows that may be rejected before preparation stops with exit code 65."""
+    clean: dict[Name, bool] = Field(default_factory=dict)
+    """Cleaning rules switched on or off by name; what is not named keeps its default (see data_prep/clean.py)."""
+    num_proc: Positive = 1
+    """Preparation processes. The corpus is the same for any number."""
+    allow_change: bool = False
+    """Accept, and record, another data plan on resume."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class FullTuning:
+    """Every parameter is trained."""
+
+    method: Literal["full"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class LoraTuning:
+    """Low-rank adapters (Hu et al. 2021); the base is frozen and not stored in checkpoints."""
+
+    method: Literal["lora"]
+    rank: Positive = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Fraction = 0.0
+    targets: list[str] | Literal["family"] = "family"
+    """Module names to adapt. family: all linear layers of a block (train/models/ knows them)."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class AttentionConfig:
+    backend: Literal["auto", "packed", "flash2", "sdpa"] = "auto"
+    """auto takes the best that passes the start-up self-test on this machine and says which."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ZeroConfig:
+    stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_boolean)] = 2
+    """What is sharded over the ranks: 0 nothing, 1 optimizer states, 2 + gradients, 3 + parameters."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """To host memory: optimizer states, or (stage 3) optimizer states and parameters."""
+    bucket_elements: Positive = 50_000_000
+    """Elements per reduce and all-gather bucket."""
+    overlap_comm: bool = True
+    persistence_threshold: Count = 100_000
+    """Stage 3: parameters with fewer elements stay whole on every rank."""
+    prefetch_elements: Count = 50_000_000
+    max_live_parameters: Positive = 1_000_000_000
+
+
+@dataclass(frozen=True, config=STRICT)
+class OptimConfig:
+    name: Literal["adamw"] = "adamw"
+    lr: PositiveFloat = 2e-5
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Decoupled (Loshchilov and Hutter 2019); not applied to vectors (norms, biases)."""
+    betas: Annotated[list[Annotated[float, Field(ge=0.0, lt=1.0)]], Field(min_length=2, max_length=2)] = Field(
+        default_factory=lambda: [0.9, 0.95]
+    )
+    eps: PositiveFloat = 1e-8
+    clip: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ScheduleConfig:
+    kind: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    max_steps: Count = 0
+    """Optimizer steps; 0: as many as ``data.stop`` gives."""
+    warmup_steps: Count | None = None
+    warmup_fraction: Fraction | None = None
+    """Share of all steps. At most one of the two warmups is set; neither means none."""
+    min_ratio: Fraction = 0.0
+    """Last learning rate as a share of the peak."""
+    decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """wsd only: share of the steps, at the end, that decay linearly."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class BatchConfig:
+    global_size: Positive = 128
+    """Packed rows per optimizer step, over all ranks. Accumulation follows; the last slots may be empty rows."""
+    micro_size: Positive = 1
+    """Rows per rank and forward pass."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class CheckpointConfig:
+    every_steps: Count = 0
+    """0: only at the end."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """Verified checkpoints kept; the last two are never touched."""
+    background: bool = False
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvaluationConfig:
+    every_steps: Count = 0
+    """0: never during training."""
+    at_start: bool = False
+    """Also before the first step, so that a report can say before and after."""
+    at_end: bool = True
+    max_rows: Count = 512
+    """Held-out rows per source for the loss; 0: all."""
+    generate_rows: Count = 8
+    """Held-out rows per source that are answered and scored (exact match, ROUGE-L); 0: none."""
+    max_new_tokens: Positive = 128
+    batch_size: Positive = 16
+    """Rows that are answered at once."""
+    sources: dict[Name, str] = Field(default_factory=dict)
+    """Further prepared corpora by name; their validation splits are evaluated too."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrackerConfig:
+    wandb: Literal["online", "offline", "disabled"] = "online"
+    """online without an API key on this machine becomes offline, and says so."""
+    project: str = "corral"
+    group: str | None = None
+    log_every: Positive = 1
+    """Steps between two lines of metrics."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ComputeConfig:
+    targets_only_head: bool = True
+    """Logits only where there is a target: the same loss and gradients, less memory and time."""
+    prune_last_layer: bool = False
+    deterministic: bool = False
+    """Bitwise repeatable kernels; slower."""
+    threads: Count = 0
+    """CPU threads per process; 0: cores / processes on the machine."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ClusterConfig:
+    kind: Literal["local", "slurm"] = "local"
+    nodes: Positive = 1
+    gpus_per_node: Positive = 1
+    """Processes per node; on a machine without GPUs, CPU processes."""
+    gpu_memory_gib: PositiveFloat = 80.0
+    """Memory of one GPU, for ``plan``."""
+    partition: str | None = None
+    account: str | None = None
+    time: str | None = None
+    """SLURM time limit, e.g. "12:00:00"."""
+    max_restarts: Count = 3
+    """Restarts without progress before the launcher gives up."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunConfig:
+    name: Name
+    model: ModelConfig
+    data: DataConfig
+    tuning: Annotated[FullTuning | LoraTuning, Field(discriminator="method")]
+    attention: AttentionConfig
+    zero: ZeroConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    batch: BatchConfig
+    checkpoint: CheckpointConfig
+    evaluation: EvaluationConfig
+    tracker: TrackerConfig
+    compute: ComputeConfig
+    cluster: ClusterConfig
+    seed: Count = 0
+    run_dir: str = ""
+    """Folder of everything the run writes. The root yaml makes it ``outputs/${name}``."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """auto: continue from run_dir's last good checkpoint; never: refuse a used run_dir; must: refuse a fresh one."""
+
+
+@cache
+def _adapter() -> TypeAdapter[RunConfig]:
+    return TypeAdapter(RunConfig)
+
+
+def validate(raw: Mapping[str, Any]) -> RunConfig:
+    """Judge a plain, resolved mapping. Raises ConfigError with every problem at once, each line led by its path."""
+    plain = json.loads(_as_json(raw))
+    try:
+        cfg = _adapter().validate_json(_as_json(plain))
+    except ValidationError as error:
+        lines = field_problems([dict(each) for each in error.errors()], plain, RunConfig)
+        raise ConfigError([*lines.values(), *_checks_beside(plain, set(lines))]) from None
+    findings = cross_checks(cfg)
+    if findings:
+        raise ConfigError([finding.line for finding in findings])
+    return cfg
+
+
+def to_dict(cfg: RunConfig) -> dict[str, Any]:
+    """The config as plain dicts, lists and scalars that JSON can hold; ``validate`` gives the same config back."""
+    return asdict(cfg)
+
+
+def _as_json(raw: Mapping[str, Any]) -> str:
+    # Strict dataclasses refuse nested dicts in validate_python; through JSON they are JSON's own types.
+    try:
+        return json.dumps(raw)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the config holds a value that JSON cannot: {error}; write text, numbers, lists") from None
+
+
+def _checks_beside(plain: dict[str, Any], broken: set[tuple[str | int, ...]]) -> list[str]:
+    """Cross checks of a config with broken fields: those fields at their defaults, and nothing said about them."""
+    try:
+        cfg = _adapter().validate_json(_as_json(without(plain, broken)))
+    except ValidationError:
+        return []
+    return [finding.line for finding in cross_checks(cfg) if not finding.touches(broken)]
