@@ -1,0 +1,1 @@
+"""The demo corpus: word tasks that a tiny model can truly learn, generated from our own word lists."""

@@ -1,0 +1,129 @@
+"""Which corpus a config means: a digest of exactly what changes it, the folder it lives in, and how to prepare it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from conf.errors import ConfigError
+from conf.schema import RunConfig, SourceConfig
+from data_prep.clean import switches
+from data_prep.shards import VERSION
+from data_prep.templates import resolve
+
+FOLDER = Path("corpora")
+
+
+def leaves(sources: Mapping[str, SourceConfig], prefix: str = "") -> dict[str, SourceConfig]:
+    """Leaves of the source tree by dotted name ("cot.zsopt.gsm8k"), in the order of the config."""
+    found: dict[str, SourceConfig] = {}
+    for name, node in sources.items():
+        if node.sources is None:
+            found[prefix + name] = node
+        else:
+            found |= leaves(node.sources, f"{prefix}{name}.")
+    return found
+
+
+def tokenizer_reference(cfg: RunConfig) -> tuple[str, str | None]:
+    """(folder, hub id or "train"; hub revision). Raises ConfigError if the config names no tokenizer."""
+    if cfg.model.tokenizer is not None:
+        same = cfg.model.tokenizer == cfg.model.path
+        return cfg.model.tokenizer, cfg.model.revision if same else None
+    if cfg.model.path is None:
+        raise ConfigError("model.tokenizer: not set, and there is no model.path to take it from; name one, or 'train'")
+    return cfg.model.path, cfg.model.revision
+
+
+def identity(cfg: RunConfig) -> dict[str, Any]:
+    """Everything that changes the corpus and nothing else (no weights, budgets or process counts). JSON-able."""
+    reference, revision = tokenizer_reference(cfg)
+    tokenizer: dict[str, Any] = {"reference": reference, "revision": revision}
+    if reference == "train":
+        tokenizer["vocab_size"] = cfg.model.vocab_size
+    return {
+        "version": VERSION,
+        "model": {"tokenizer": tokenizer},
+        "data": {
+            "seq_len": cfg.data.seq_len,
+            "over_length": cfg.data.over_length,
+            "clean": dict(sorted(switches(cfg.data.clean).items())),
+            "sources": {name: _leaf(leaf) for name, leaf in sorted(leaves(cfg.data.sources).items())},
+        },
+    }
+
+
+def _leaf(leaf: SourceConfig) -> dict[str, Any]:
+    return {
+        "format": leaf.format,
+        "path": leaf.path,
+        "template": resolve(leaf.template, str(leaf.format)),
+        "validation_fraction": leaf.validation_fraction,
+        "rows": leaf.rows,
+    }
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """sha256 of a JSON-able mapping, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def corpus_digest(cfg: RunConfig) -> str:
+    """sha256 of ``identity(cfg)``; the MANIFEST's ``config_sha256``."""
+    return digest_of(identity(cfg))
+
+
+def corpus_path(cfg: RunConfig) -> Path:
+    """``data.prepared``, or ``corpora/<digest>``."""
+    if cfg.data.prepared is not None:
+        return Path(cfg.data.prepared).expanduser()
+    return FOLDER / corpus_digest(cfg)[:16]
+
+
+def differences(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line per field in which two identities differ: its path, the corpus's value, the config's value."""
+    lines: list[str] = []
+    for key in sorted({*found, *asked}):
+        here, there = found.get(key), asked.get(key)
+        if isinstance(here, Mapping) and isinstance(there, Mapping):
+            lines += differences(here, there, f"{prefix}{key}.")
+        elif here != there:
+            lines.append(f"{prefix}{key}: the corpus has {here!r}, the config asks for {there!r}")
+    return lines
+
+
+def prepare_command(cfg: RunConfig, argv: Sequence[str] | None = None) -> str:
+    """The command line that prepares the corpus of ``cfg``.
+
+    ``argv``: the overrides ``cfg`` was composed of; without them every value that matters is spelt out.
+    """
+    if argv is not None:
+        return f"python -m data_prep {shlex.join(argv)}".rstrip()
+    reference, revision = tokenizer_reference(cfg)
+    sources = ", ".join(f"{name}: {_flow(node)}" for name, node in cfg.data.sources.items())
+    words = ["~data.sources", f"+data.sources={{{sources}}}", f"model.tokenizer={_quoted(reference)}"]
+    words += [f"model.vocab_size={cfg.model.vocab_size}"] if reference == "train" else []
+    words += [f"model.path={_quoted(reference)}", f"model.revision={_quoted(revision)}"] if revision else []
+    words += [f"data.seq_len={cfg.data.seq_len}", f"data.over_length={cfg.data.over_length}"]
+    words += [f"+data.clean.{name}={str(on).lower()}" for name, on in cfg.data.clean.items()]
+    words += [f"data.prepared={_quoted(str(corpus_path(cfg)))}"]
+    return f"python -m data_prep {shlex.join(words)}"
+
+
+def _quoted(text: str) -> str:
+    return text if text.replace("/", "").replace("-", "").replace("_", "").isalnum() else json.dumps(text)
+
+
+def _flow(node: SourceConfig) -> str:
+    """A node of the source tree as a Hydra dict."""
+    if node.sources is not None:
+        inner = ", ".join(f"{name}: {_flow(child)}" for name, child in node.sources.items())
+        return f"{{sources: {{{inner}}}}}"
+    parts = [f"format: {node.format}", f"path: {json.dumps(node.path)}", f"template: {node.template}"]
+    parts += [f"validation_fraction: {node.validation_fraction}"]
+    parts += [f"rows: {node.rows}"] if node.rows else []
+    return "{" + ", ".join(parts) + "}"

@@ -1,0 +1,151 @@
+"""Lengths to rows of fixed capacity: exact finish, one pass, no row order by length.
+
+    stream     3 9 4 4 8 2 7 5 ...                  capacity 20
+    begin      [3 9 4]            gap 4             filled in stream order until the gap is small
+    close      [3 9 4|4]          gap 0             one piece of length 4, or two that sum to it, from the whole window
+
+What was taken for closing is skipped when the stream comes to it. Rows so closed are full; only the last of a window
+is not, so the number of rows is the lower bound ceil(tokens / capacity) where the lengths allow it, and samples stay
+near their place in the stream. Where they do not (many samples longer than half a row: the short ones that could join
+them are used up too early), best fit decreasing (Johnson 1973) is tried as well, and the fewer rows are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+TRIED = 64
+"""Lengths tried as the first of three closing pieces before the row is closed with a gap."""
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of ``lengths`` in rows whose lengths sum to at most ``capacity``; every index once, none split.
+
+    Rows come in the order of their first samples, which is stream order, never by length. Never more rows than best
+    fit decreasing makes. Needs 1 <= length <= capacity. About 1 us per sample; deterministic.
+    """
+    if not lengths:
+        return []
+    rows = exact_finish(lengths, capacity)
+    if len(rows) > -(-sum(lengths) // capacity):
+        return min(rows, best_fit_decreasing(lengths, capacity), key=len)
+    return rows
+
+
+def exact_finish(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Rows begun and filled in stream order, then closed with pieces of the whole window."""
+    pool = _Pool(lengths, capacity)
+    mean = sum(lengths) // len(lengths)
+    rows: list[list[int]] = []
+    position = 0
+    while position < len(lengths):
+        row = [pool.take(lengths[position])]
+        gap = capacity - lengths[position]
+        position = pool.skip_taken(position)
+        # Up to two mean lengths are a gap that one or two pieces fit; below one mean it may fit none, so stop before.
+        while pool.tokens and (pool.tokens <= gap or (gap > 2 * mean and gap - lengths[position] >= mean)):
+            row.append(pool.take(lengths[position]))
+            gap -= lengths[position]
+            position = pool.skip_taken(position)
+        row.extend(pool.close(gap))
+        rows.append(row)
+        position = pool.skip_taken(position)
+    return rows
+
+
+def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """The longest sample first, each into the row with the least room that it fits; rows put back in stream order."""
+    rows: list[list[int]] = []
+    by_room: dict[int, list[int]] = {}
+    rooms = 0  # bit r: some row has room r left
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        length = lengths[index]
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = by_room[room].pop()
+            rooms ^= 0 if by_room[room] else 1 << room
+        else:
+            room, row = capacity, len(rows)
+            rows.append([])
+        rows[row].append(index)
+        by_room.setdefault(room - length, []).append(row)
+        rooms |= 1 << (room - length)
+    return sorted(sorted(row) for row in rows)
+
+
+class _Pool:
+    """The pieces of one window that are in no row yet, by length.
+
+    Two integers are the index: bit l of ``present`` says that a piece of length l is left, and ``mirrored`` holds the
+    same bits in reverse, so that one shift and one AND give every pair of lengths with a given sum.
+    """
+
+    def __init__(self, lengths: Sequence[int], capacity: int) -> None:
+        self.capacity = capacity
+        self.tokens = sum(lengths)
+        self.taken = bytearray(len(lengths) + 1)
+        """1 where a piece is in a row; the last byte stays 0 and ends every search."""
+        self.by_length: dict[int, list[int]] = {}
+        for index in range(len(lengths) - 1, -1, -1):
+            self.by_length.setdefault(lengths[index], []).append(index)
+        self.present = sum(1 << length for length in self.by_length)
+        self.mirrored = sum(1 << (capacity - length) for length in self.by_length)
+
+    def take(self, length: int) -> int:
+        """The earliest piece of this length."""
+        pieces = self.by_length[length]
+        index = pieces.pop()
+        if not pieces:
+            self.present ^= 1 << length
+            self.mirrored ^= 1 << (self.capacity - length)
+        self.taken[index] = 1
+        self.tokens -= length
+        return index
+
+    def skip_taken(self, position: int) -> int:
+        return self.taken.index(0, position)
+
+    def close(self, gap: int) -> list[int]:
+        """Take pieces that fill ``gap``: exactly if one, two or three can, else as far as pieces go."""
+        closing: list[int] = []
+        while gap > 0 and self.present & ((2 << gap) - 1):
+            chosen = self._one_or_two(gap) or self._three(gap) or self._nearest(gap)
+            closing += [self.take(length) for length in chosen]
+            gap -= sum(chosen)
+        return closing
+
+    def _one_or_two(self, total: int) -> tuple[int, ...]:
+        """Lengths of one piece, else of two pieces, that sum to ``total``.
+
+        Of several pairs the most even one: the shortest pieces are what the last rows of the window need.
+        """
+        if self.present >> total & 1:
+            return (total,)
+        pairs = self.present & (self.mirrored >> (self.capacity - total))
+        if total % 2 == 0 and pairs >> (total // 2) & 1 and len(self.by_length[total // 2]) < 2:
+            pairs ^= 1 << (total // 2)
+        if not pairs:
+            return ()
+        half = (total + 1) // 2
+        upper = pairs >> half
+        longer = half + (upper & -upper).bit_length() - 1
+        return (longer, total - longer)
+
+    def _three(self, total: int) -> tuple[int, ...]:
+        """Lengths of three pieces that sum to ``total``, trying the longest first."""
+        candidates = self.present & ((1 << total) - 1)
+        for _ in range(TRIED):
+            if not candidates:
+                break
+            length = candidates.bit_length() - 1
+            candidates ^= 1 << length
+            rest = self._one_or_two(total - length)
+            chosen = (length, *rest)
+            if rest and all(chosen.count(each) <= len(self.by_length[each]) for each in chosen):
+                return chosen
+        return ()
+
+    def _nearest(self, total: int) -> tuple[int, ...]:
+        """The one or two lengths with the largest sum below ``total``; at least one piece must fit."""
+        return next(chosen for below in range(total - 1, 0, -1) if (chosen := self._one_or_two(below)))

@@ -1,0 +1,42 @@
+"""FLAN's chain-of-thought files: one line per row, ``question <tab> answer <tab> rationale``, no header.
+
+Line breaks stand in the files as a backslash and an n (google-research/FLAN, flan/v2/cot_data).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from data_prep.conversation import Conversation, Message, Rejected
+from data_prep.tables import FIELDS
+
+COLUMNS = ("question", "answer", "rationale")
+INSTRUCTION = "Answer the following question. Reason step by step first, then state the answer."
+
+
+def read(row: Mapping[str, Any]) -> Conversation:
+    """The question as context of a fixed instruction; the rationale, then "The answer is ...", as the answer."""
+    question, answer, rationale = (_unescaped(field, name) for field, name in zip(_fields(row), COLUMNS, strict=True))
+    return Conversation(
+        (
+            Message("user", INSTRUCTION, context=question),
+            Message("assistant", f"{rationale}\nThe answer is {answer}."),
+        )
+    )
+
+
+def _fields(row: Mapping[str, Any]) -> list[str]:
+    fields = row.get(FIELDS)
+    if not isinstance(fields, list):
+        raise Rejected("missing_field", "the row is not a line of a .tsv file")
+    if len(fields) != len(COLUMNS):
+        raise Rejected("wrong_field_count", f"{len(fields)} instead of {len(COLUMNS)}: {', '.join(COLUMNS)}")
+    return fields
+
+
+def _unescaped(field: str, name: str) -> str:
+    text = field.replace("\\n", "\n").strip()
+    if not text:
+        raise Rejected("empty_field", f"{name!r} is empty")
+    return text

@@ -1,0 +1,33 @@
+"""Super-NaturalInstructions: ``{"Definition", "id"?, "input", "output": [reference, ...]}``, one instance per row.
+
+``task_file.py`` takes the instances out of a task's file and gives each the task's definition, which is a string in
+the older schema and a list of one string in the newer. The first reference is the target; the others stay in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from data_prep.conversation import Conversation, Message, Rejected, text_field
+
+
+def read(row: Mapping[str, Any]) -> Conversation:
+    """The definition as instruction, the input as its context, the first reference as the answer."""
+    return Conversation(
+        (
+            Message("user", _first(row, "Definition").strip(), context=text_field(row, "input")),
+            Message("assistant", _first(row, "output")),
+        )
+    )
+
+
+def _first(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, list):
+        return text_field(row, key)
+    if not value:
+        raise Rejected("missing_field", f"{key!r} is an empty list")
+    if not isinstance(value[0], str):
+        raise Rejected("non_string_field", f"the first of {key!r} is {type(value[0]).__name__}")
+    return value[0]

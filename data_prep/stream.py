@@ -1,0 +1,242 @@
+"""The samples of every optimizer step: mixed, packed and dealt to ranks, as a pure function of seed, data and config.
+
+    mixture -> windows of packed rows -> one list of global rows -> step k = the next ``global_size`` of them
+
+Every rank walks the same list, so a run can be saved on some ranks and continued on any other number, and the number
+of target tokens of a step is known everywhere without communication. The state is a place in that list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+from conf.errors import ConfigError
+from conf.schema import DataConfig
+from data_prep.change import carry_over
+from data_prep.mixture import Size, check_names, fractions, leaves_of
+from data_prep.phases import Amounts, Phase, Schedule, total_draws
+from data_prep.plan import check_lengths, describe, differences, digest, summary, window_size
+from data_prep.steps import EMPTY, GlobalStep, Part, assemble, rank_rows
+from data_prep.windows import PackedRow, Place, Planner, Rows, Window
+
+__all__ = ["EMPTY", "GlobalStep", "PackedRow", "Stream", "rank_rows"]
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class _Cursor:
+    """The next row to serve: row ``offset`` of window ``index``, which begins at draw ``start`` of the run."""
+
+    step: int = 0
+    rows_done: int = 0
+    index: int = 0
+    start: int = 0
+    offset: int = 0
+    stop: int | None = None
+    """Where a window that was begun before a resume ends; None: where the schedule says."""
+
+
+class Stream:
+    """Iterator of GlobalStep; ends with the data (``data.stop``) or after ``max_steps`` (0: no limit).
+
+    ``splits`` maps source names to what has ``rows``, ``lengths`` and ``targets``. Raises ConfigError if they are not
+    the sources of ``data``, or hold a sample longer than ``data.seq_len``.
+    """
+
+    def __init__(
+        self, splits: Mapping[str, Rows], data: DataConfig, *, seed: int, global_size: int, max_steps: int = 0
+    ) -> None:
+        check_names(data.sources, splits)
+        check_lengths(splits, data.seq_len)
+        self.names = tuple(splits)
+        self.changes: list[str] = []
+        """What ``allow_change`` accepted when the state was loaded; for the run's record."""
+        self._data, self._global_size, self._max_steps = data, global_size, max_steps
+        self._rows = [split.rows for split in splits.values()]
+        self._planner = Planner(splits, seed=seed, seq_len=data.seq_len, packing=data.pack)
+        self._schedule = self._new_schedule()
+        self._window_size = window_size(data, sum(self._rows), sum(self._planner.tokens))
+        self._plan = describe(
+            splits,
+            data,
+            seed=seed,
+            window=self._window_size,
+            shares=self._schedule.at(0)[0].shares,
+            limits=self._schedule.limits,
+        )
+        self.plan_digest = digest(self._plan)
+        self._cursor = _Cursor()
+        self._window: Window | None = None
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="corral-plan")
+        self._ahead_place: Place | None = None
+        self._ahead: Future[Window] | None = None
+        self._retained: dict[str, int] = {}
+        self._row_counts: dict[int, int] = {}
+
+    def __iter__(self) -> Iterator[GlobalStep]:
+        return self
+
+    def __next__(self) -> GlobalStep:
+        if self._max_steps and self._cursor.step >= self._max_steps:
+            raise StopIteration
+        parts = self._take(self._global_size)
+        if not parts:
+            raise StopIteration
+        step = assemble(self._cursor.step, parts, source_rows=self._rows, global_size=self._global_size)
+        self._cursor = replace(self._cursor, step=step.index + 1)
+        return step
+
+    def total_steps(self) -> int:
+        """Steps of the whole run, those already taken included. Exact; packs the lengths of what is left, once."""
+        cursor = self._cursor
+        most = (self._max_steps - cursor.step) * self._global_size if self._max_steps else None
+        left = 0
+        while (most is None or left < most) and (place := self._place(cursor)) is not None:
+            left += max(0, self._row_count(place) - cursor.offset)
+            cursor = _Cursor(index=place.index + 1, start=place.stop)
+        steps = self._cursor.step + -(-left // self._global_size)
+        return min(steps, self._max_steps) if self._max_steps else steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands after the last step that was handed out; JSON-able, the same on every rank.
+
+        A few hundred bytes, and a line per source, at any position. A loader that fetches ahead takes this along
+        with each step, so that a checkpoint holds what was trained on, not what was fetched.
+        """
+        cursor = self._cursor
+        place = self._place(cursor)
+        return {
+            "v": STATE_VERSION,
+            "plan_digest": self.plan_digest,
+            "plan": self._plan,
+            "draws": self._draws,
+            "phases": [[each.start, each.base, each.shares] for each in self._schedule.phases_from(cursor.start)],
+            "retained": self._retained,
+            "step": cursor.step,
+            "window": cursor.index,
+            "start": cursor.start,
+            "stop": place.stop if place and cursor.offset else None,
+            "offset": cursor.offset,
+            "rows_done": cursor.rows_done,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state`` was taken, at any number of ranks and any ``global_size``; costs no more anywhere.
+
+        Another data plan is a ConfigError that says what differs; with ``data.allow_change`` it takes effect at the
+        next window edge (see ``change.carry_over``), and every counter goes on from where it stands.
+        """
+        if state.get("v") != STATE_VERSION:
+            raise ConfigError(
+                f"the checkpoint's data state has version {state.get('v')}, this Corral reads version {STATE_VERSION}; "
+                "continue with the release that wrote it"
+            )
+        found = differences(state["plan"], self._plan)
+        if found and not self._data.allow_change:
+            raise ConfigError(
+                f"the data plan is not the one of the checkpoint ({summary(found)}); set it back, or accept the change "
+                "with data.allow_change=true"
+            )
+        self._window, self._row_counts, self.changes = None, {}, found
+        self._cursor = _Cursor(
+            step=state["step"],
+            rows_done=state["rows_done"],
+            index=state["window"],
+            start=state["start"],
+            offset=state["offset"],
+            stop=state["stop"],
+        )
+        if found:
+            change = carry_over(state, self._plan, self._new_schedule().opening)
+            self._schedule, self._retained = self._new_schedule(change.phases), change.retained
+            self._cursor = replace(self._cursor, stop=state["stop"] if change.finishes_window else None)
+            self.__dict__.pop("_draws", None)
+        else:
+            phases = [Phase(start, tuple(base), tuple(shares)) for start, base, shares in state["phases"]]
+            self._schedule, self._draws = self._new_schedule(phases), state["draws"]
+            self._retained = dict(state["retained"])
+
+    def _new_schedule(self, phases: Sequence[Phase] = ()) -> Schedule:
+        leaves = {leaf.name: leaf.node for leaf in leaves_of(self._data.sources)}
+        limits = [leaves[name].max_epochs for name in self.names]
+        return Schedule(
+            self._weights,
+            [None if limit is None else limit * rows for limit, rows in zip(limits, self._rows, strict=True)],
+            phases,
+        )
+
+    @cached_property
+    def _weights(self) -> list[Fraction]:
+        sizes = {
+            name: Size(rows, tokens)
+            for name, rows, tokens in zip(self.names, self._rows, self._planner.tokens, strict=True)
+        }
+        shares = fractions(self._data.sources, sizes, self._data.unit)
+        return [shares.get(name, Fraction(0)) for name in self.names]
+
+    @cached_property
+    def _draws(self) -> int:
+        """Draws of the whole run."""
+        amounts = Amounts(self._rows, self._planner.tokens, self._planner.tokens_between)
+        return total_draws(self._data.stop, self._schedule, amounts)
+
+    def _place(self, cursor: _Cursor) -> Place | None:
+        """The window at the cursor; None at the end of the data.
+
+        It ends early with the data, with its phase and, when only one source is left, with the epoch.
+        """
+        stop = cursor.stop
+        if stop is None:
+            phase, end = self._schedule.at(cursor.start)
+            stop = min(cursor.start + self._window_size, self._draws)
+            if end is not None:
+                stop = min(stop, end)
+            if phase.only is not None:
+                rows = self._rows[phase.only]
+                stop = min(stop, cursor.start + rows - phase.counts(cursor.start)[phase.only] % rows)
+        if stop <= cursor.start:
+            return None
+        counts = self._schedule.counts
+        return Place(cursor.index, cursor.start, stop, counts(cursor.start), counts(stop))
+
+    def _row_count(self, place: Place) -> int:
+        if self._window is not None and self._window.place == place:
+            return len(self._window.rows)
+        if place.start not in self._row_counts:
+            self._row_counts[place.start] = self._planner.count_rows(place)
+        return self._row_counts[place.start]
+
+    def _take(self, wanted: int) -> list[Part]:
+        """The next ``wanted`` rows, or what is left; moves the cursor past them."""
+        parts: list[Part] = []
+        while wanted and (window := self._open()) is not None:
+            first = min(self._cursor.offset, len(window.rows))
+            last = min(first + wanted, len(window.rows))
+            if last > first:
+                parts.append(Part(window, first, last))
+            wanted -= last - first
+            self._move(window, last, last - first)
+        return parts
+
+    def _open(self) -> Window | None:
+        """The window at the cursor; the one after it is planned meanwhile, while the caller waits for its device."""
+        if self._window is None and (place := self._place(self._cursor)) is not None:
+            self._window = (
+                self._ahead.result() if self._ahead and place == self._ahead_place else self._planner.plan(place)
+            )
+            self._ahead_place = self._place(_Cursor(index=place.index + 1, start=place.stop))
+            self._ahead = self._worker.submit(self._planner.plan, self._ahead_place) if self._ahead_place else None
+        return self._window
+
+    def _move(self, window: Window, offset: int, taken: int) -> None:
+        cursor = replace(self._cursor, offset=offset, rows_done=self._cursor.rows_done + taken)
+        if offset == len(window.rows):
+            cursor = replace(cursor, index=cursor.index + 1, start=window.place.stop, offset=0, stop=None)
+            self._window = None
+        self._cursor = cursor

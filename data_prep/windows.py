@@ -1,0 +1,160 @@
+"""A window: consecutive draws of the mixture, shuffled and packed together. A pure function of its place in the run.
+
+draws of the run  ->  (source, how manieth draw of it)  ->  row of the source  ->  shuffled  ->  packed rows
+               quota                              permutation                permutation    exact finish
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.packing import pack
+from data_prep.permutation import key_of, keys_of, permute
+from data_prep.phases import Counts
+
+Ints = NDArray[np.int64]
+
+
+class Rows(Protocol):
+    """What the stream needs of a prepared split; token reads are left to whoever collates."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def lengths(self) -> NDArray[np.int32]: ...
+    @property
+    def targets(self) -> NDArray[np.int32]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRow:
+    """Samples that share one row of ``data.seq_len`` tokens, in order; without any, it only fills up a batch."""
+
+    samples: tuple[tuple[int, int], ...]
+    """(source index, row index in that source)."""
+    tokens: int = field(default=0, compare=False)
+    """Tokens of all samples together; 0 where whoever made the row did not count."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which draws of the run form a window, and the counters of the sources before and after them."""
+
+    index: int
+    start: int
+    stop: int
+    before: Counts
+    after: Counts
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window as it is served. The arrays have one element per sample, in the order of the packed rows."""
+
+    place: Place
+    rows: tuple[PackedRow, ...]
+    ends: Ints
+    """[rows + 1] the first sample of each row, and the number of samples."""
+    source: Ints
+    tokens: Ints
+    targets: Ints
+
+
+class Planner:
+    """Finds the samples of a window and packs them. ``splits`` are in the order of the counters.
+
+    ``tokens`` has the tokens of each source.
+    """
+
+    def __init__(
+        self, splits: Mapping[str, Rows], *, seed: int, seq_len: int, packing: Literal["exact", "none"]
+    ) -> None:
+        self._lengths = [split.lengths for split in splits.values()]
+        self._targets = [split.targets for split in splits.values()]
+        self._rows = np.array([split.rows for split in splits.values()], np.uint64)
+        self.tokens = [int(lengths.sum(dtype=np.int64)) for lengths in self._lengths]
+        # By name, so that a source keeps its order when others are added before it.
+        self._keys = np.array([key_of(seed, "row", name) for name in splits], np.uint64)
+        self._window_key = key_of(seed, "window")
+        self._seq_len = seq_len
+        self._packing = packing
+
+    def plan(self, place: Place) -> Window:
+        """The packed rows of one window. About 2 us per sample; safe to call from another thread."""
+        source, row = self._draws(place)
+        shuffled = self._shuffle(place)
+        tokens, targets = (self._gather(columns, source, row) for columns in (self._lengths, self._targets))
+        packed = self._pack(tokens[shuffled].tolist())
+        order = shuffled[np.fromiter((sample for samples in packed for sample in samples), np.int64, len(source))]
+        ends = np.concatenate([[0], np.cumsum([len(samples) for samples in packed])]).astype(np.int64)
+        source, row, tokens, targets = source[order], row[order], tokens[order], targets[order]
+        pairs = list(zip(source.tolist(), row.tolist(), strict=True))
+        sums = np.add.reduceat(tokens, ends[:-1]).tolist()
+        rows = tuple(
+            PackedRow(tuple(pairs[first:last]), total)
+            for (first, last), total in zip(pairwise(ends.tolist()), sums, strict=True)
+        )
+        return Window(place, rows, ends, source, tokens, targets)
+
+    def count_rows(self, place: Place) -> int:
+        """How many packed rows a window has; reads lengths only."""
+        if self._packing == "none":
+            return place.stop - place.start
+        return len(self._pack(self._gather(self._lengths, *self._draws(place))[self._shuffle(place)].tolist()))
+
+    def tokens_between(self, before: Counts, after: Counts) -> int:
+        """Tokens of the draws that lie between two states of the counters."""
+        return sum(
+            self._source_tokens(source, int(first), int(last))
+            for source, (first, last) in enumerate(zip(before, after, strict=True))
+        )
+
+    def _draws(self, place: Place) -> tuple[Ints, Ints]:
+        """(source, row) of the window's draws, source by source: draw d is element d % n of its pass d // n."""
+        before, after = np.array(place.before, np.int64), np.array(place.after, np.int64)
+        counts = after - before
+        source = np.repeat(np.arange(len(counts)), counts)
+        draw = np.arange(len(source)) + np.repeat(before - (np.cumsum(counts) - counts), counts)
+        return source, self._rows_of(source, draw)
+
+    def _shuffle(self, place: Place) -> Ints:
+        size = place.stop - place.start
+        return permute(np.arange(size), size, keys_of(self._window_key, place.index))
+
+    def _rows_of(self, source: Ints, draw: Ints) -> Ints:
+        size = self._rows[source]
+        number, element = np.divmod(draw.astype(np.uint64), size)
+        return permute(element, size, keys_of(self._keys[source], number))
+
+    def _gather(self, columns: Sequence[NDArray[np.int32]], source: Ints, row: Ints) -> Ints:
+        """Element ``row`` of column ``source``, which is sorted, without a copy of the columns."""
+        values = np.empty(len(source), np.int64)
+        bounds = [0, *np.cumsum(np.bincount(source, minlength=len(columns))).tolist()]
+        for column, (first, last) in zip(columns, pairwise(bounds), strict=True):
+            if last > first:
+                values[first:last] = column[row[first:last]]
+        return values
+
+    def _pack(self, lengths: list[int]) -> list[Any]:
+        if self._packing == "none":
+            return [(sample,) for sample in range(len(lengths))]
+        return pack(lengths, self._seq_len)
+
+    def _source_tokens(self, source: int, first: int, last: int) -> int:
+        size = int(self._rows[source])
+        if last - first < size:
+            return self._sum(source, first, last)
+        # Passes that are used whole need no look at their rows.
+        whole = (last // size - first // size) * self.tokens[source]
+        return whole + self._sum(source, last // size * size, last) - self._sum(source, first // size * size, first)
+
+    def _sum(self, source: int, first: int, last: int) -> int:
+        draw = np.arange(first, last)
+        row = self._rows_of(np.full(len(draw), source), draw)
+        return int(self._lengths[source][row].sum(dtype=np.int64))

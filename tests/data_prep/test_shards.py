@@ -1,0 +1,165 @@
+"""The corpus on disk: what is written is read back, opens elsewhere, and damage is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conf.errors import BadData, MissingInput
+from data_prep.durable import commit, file_digest
+from data_prep.shards import Sample, SplitWriter, open_corpus
+
+Row = tuple[list[int], list[int]]
+
+
+def rows(count: int, seed: int = 0) -> list[Row]:
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(1, 40, count)
+    return [(draw.integers(0, 1000, n).tolist(), draw.integers(0, 2, n).tolist()) for n in lengths]
+
+
+def write(root: Path, content: dict[str, list[Row]], **sizes: int) -> dict[str, Any]:
+    """A corpus with one split per name "source/split"; returns its manifest."""
+    sources: dict[str, Any] = {}
+    for name, samples in content.items():
+        source, split = name.split("/")
+        writer = SplitWriter(root / source / split, root, **sizes)
+        for place, (ids, mask) in enumerate(samples):
+            writer.add(Sample(ids, mask, file=0, row=place * 3))
+        sources.setdefault(source, {"rejected": {}, "splits": {}})["splits"][split] = writer.finish()
+    manifest = {
+        "version": 1,
+        "tokenizer": {"fingerprint": "f"},
+        "template": dict.fromkeys(sources, "alpaca"),
+        "files": {source: [{"path": "raw.json", "bytes": 1, "xxh3": "x"}] for source in sources},
+        "sources": sources,
+    }
+    commit(root / "MANIFEST.json", json.dumps(manifest).encode())
+    return manifest
+
+
+@settings(max_examples=15, deadline=None)
+@given(count=st.integers(1, 60), shard_rows=st.integers(1, 25), batch_rows=st.integers(1, 12), seed=st.integers(0, 99))
+def test_round_trip_over_any_shard_and_batch_size(
+    tmp_path_factory: pytest.TempPathFactory, count: int, shard_rows: int, batch_rows: int, seed: int
+) -> None:
+    root, samples = tmp_path_factory.mktemp("corpus"), rows(count, seed)
+    write(root, {"a/train": samples}, shard_rows=shard_rows, batch_rows=batch_rows)
+    split = open_corpus(root).split("train")["a"]
+    assert split.rows == count
+    for row, (ids, mask) in enumerate(samples):
+        found_ids, found_mask = split.tokens(row)
+        assert found_ids.tolist() == ids
+        assert found_mask.tolist() == mask
+        assert split.origin(row) == ("raw.json", row * 3, 0)
+        assert split.prefix(row) == (-1, 0)
+    assert split.lengths.tolist() == [len(ids) for ids, _ in samples]
+    assert split.targets.tolist() == [sum(mask[1:]) for _, mask in samples]
+
+
+def test_views_are_zero_copy_typed_and_read_only(tmp_path: Path) -> None:
+    write(tmp_path, {"a/train": rows(10)})
+    split = open_corpus(tmp_path).split("train")["a"]
+    ids, mask = split.tokens(3)
+    assert (ids.dtype, mask.dtype, split.lengths.dtype, split.targets.dtype) == (np.int32, np.uint8, np.int32, np.int32)
+    assert not ids.flags.owndata
+    assert not ids.flags.writeable
+    with pytest.raises(IndexError, match="row 10 of 10"):
+        split.tokens(10)
+
+
+def test_datasets_opens_a_shard(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    samples = rows(30)
+    manifest = write(tmp_path, {"a/train": samples}, shard_rows=16, batch_rows=8)
+    shards = manifest["sources"]["a"]["splits"]["train"]["shards"]
+    assert len(shards) == 2
+    found = datasets.Dataset.from_file(str(tmp_path / shards[0]["file"]))
+    assert found.num_rows == 16
+    assert found[5]["input_ids"] == samples[5][0]
+    assert found[5]["loss_mask"] == samples[5][1]
+
+
+def test_manifest_entry_counts(tmp_path: Path) -> None:
+    samples = rows(50)
+    entry = write(tmp_path, {"a/train": samples}, shard_rows=20, batch_rows=10)["sources"]["a"]["splits"]["train"]
+    assert entry["rows"] == 50
+    assert entry["tokens"] == sum(len(ids) for ids, _ in samples)
+    assert entry["supervised_tokens"] == sum(sum(mask[1:]) for _, mask in samples)
+    assert [shard["rows"] for shard in entry["shards"]] == [20, 20, 10]
+    assert sum(shard["tokens"] for shard in entry["shards"]) == entry["tokens"]
+    for shard in entry["shards"]:
+        path = tmp_path / shard["file"]
+        assert (path.stat().st_size, file_digest(path)) == (shard["bytes"], shard["xxh3"])
+
+
+def test_sources_are_ordered_and_empty_ones_absent(tmp_path: Path) -> None:
+    write(tmp_path, {"b/train": rows(3), "a/train": rows(2), "c/validation": rows(1), "c/train": []})
+    corpus = open_corpus(tmp_path)
+    assert list(corpus.split("train")) == ["a", "b"]
+    assert list(corpus.split("validation")) == ["c"]
+    assert corpus.templates == {"a": "alpaca", "b": "alpaca", "c": "alpaca"}
+    assert corpus.tokenizer_fingerprint == "f"
+
+
+def test_uids_are_64_bit_distinct_and_stable(tmp_path: Path) -> None:
+    write(tmp_path, {"a/train": rows(100), "b/train": rows(100)})
+    corpus = open_corpus(tmp_path)
+    uids = [split.uid(row) for split in corpus.split("train").values() for row in range(100)]
+    assert len(set(uids)) == 200
+    assert all(0 <= uid < 2**64 for uid in uids)
+    assert uids[0] == 629280168657854537  # golden: resuming and ledgers rest on it
+
+
+def test_bad_samples_are_refused(tmp_path: Path) -> None:
+    writer = SplitWriter(tmp_path / "a" / "train", tmp_path)
+    for ids, mask in (([], []), ([1, 2], [1])):
+        with pytest.raises(ValueError, match="empty or its mask"):
+            writer.add(Sample(ids, mask, file=0, row=0))
+
+
+def test_absent_unfinished_and_foreign_corpora(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match=r"no prepared corpus at .*python -m data_prep x=y"):
+        open_corpus(tmp_path / "nope", hint="python -m data_prep x=y")
+    with pytest.raises(MissingInput, match="unfinished"):
+        open_corpus(tmp_path)
+    (tmp_path / "MANIFEST.json").write_text('{"version": 1, ')
+    with pytest.raises(BadData, match="not a corpus manifest"):
+        open_corpus(tmp_path)
+    (tmp_path / "MANIFEST.json").write_text('{"version": 99}')
+    with pytest.raises(BadData, match="has version 99"):
+        open_corpus(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damage_is_refused_by_file_name(tmp_path: Path, damage: str) -> None:
+    write(tmp_path, {"a/train": rows(100)})
+    shard = tmp_path / "a/train/shard-00000.arrow"
+    content = bytearray(shard.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+        open_corpus(tmp_path, verify="sizes")
+    elif damage == "cut":
+        shard.write_bytes(content[:-8])
+    else:
+        shard.unlink()
+    with pytest.raises(BadData, match=r"shard-00000\.arrow"):
+        open_corpus(tmp_path)
+    if damage != "flip":
+        with pytest.raises(BadData, match=r"shard-00000\.arrow"):
+            open_corpus(tmp_path, verify="sizes")
+
+
+def test_a_shard_with_other_rows_than_its_manifest(tmp_path: Path) -> None:
+    manifest = write(tmp_path, {"a/train": rows(5)})
+    manifest["sources"]["a"]["splits"]["train"]["shards"][0]["rows"] = 6
+    commit(tmp_path / "MANIFEST.json", json.dumps(manifest).encode())
+    with pytest.raises(BadData, match="has 5 rows, its MANIFEST says 6"):
+        open_corpus(tmp_path).split("train")

@@ -1,0 +1,109 @@
+"""Every source format: good rows, and each way a row is refused by name."""
+
+from __future__ import annotations
+
+import json
+import typing
+from typing import Any
+
+import pytest
+
+from conf.schema import SourceConfig
+from data_prep import sources
+from data_prep.conversation import Conversation, Message, Rejected, content_key, prompt_key
+
+
+def test_module_names_are_the_schema_tags() -> None:
+    tags = typing.get_args(typing.get_args(typing.get_type_hints(SourceConfig)["format"])[0])
+    assert sources.formats() == tuple(sorted(tags))
+
+
+def test_alpaca_reads_instruction_input_output() -> None:
+    row = {"instruction": "Add.", "input": "1 2", "output": "3", "id": 7}
+    assert sources.reader("alpaca")(row) == Conversation(
+        (Message("user", "Add.", context="1 2"), Message("assistant", "3"))
+    )
+    for absent in ({"instruction": "Hi", "output": "Ho"}, {"instruction": "Hi", "input": None, "output": "Ho"}):
+        assert sources.reader("alpaca")(absent).messages[0].context == ""
+
+
+def test_prompt_completion() -> None:
+    found = sources.reader("prompt_completion")({"prompt": "2+2=", "completion": "4"})
+    assert found.messages == (Message("user", "2+2="), Message("assistant", "4"))
+
+
+def test_sharegpt_roles_tools_and_system() -> None:
+    row = {
+        "system": "Be brief.",
+        "tools": '[{"name": "f"}]',
+        "conversations": [
+            {"from": "human", "value": "Hi"},
+            {"from": "function_call", "value": "{}"},
+            {"from": "observation", "value": "42"},
+            {"from": "gpt", "value": "42", "train": False},
+        ],
+    }
+    found = sources.reader("sharegpt")(row)
+    assert [message.role for message in found.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert [message.is_target for message in found.messages] == [False, False, True, False, False]
+    assert found.tools == '[{"name": "f"}]'
+    assert sources.reader("sharegpt")({**row, "tools": "[]"}).tools is None
+
+
+def test_messages_parts_tool_calls_and_weight() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    row = {
+        "messages": [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "1"},
+            {"role": "assistant", "content": "one", "weight": 0},
+        ],
+        "tools": [{"name": "f"}],
+    }
+    found = sources.reader("messages")(row)
+    assert [message.role for message in found.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert found.messages[1].content == "ab"
+    assert json.loads(found.messages[2].content) == {"name": "f", "arguments": {"x": 1}}
+    assert [message.is_target for message in found.messages] == [False, False, True, False, False]
+    assert json.loads(found.tools or "") == [{"name": "f"}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "reason"),
+    [
+        ("alpaca", {"instruction": "x"}, "missing_field"),
+        ("alpaca", {"instruction": None, "output": "x"}, "missing_field"),
+        ("alpaca", {"instruction": "x", "output": 3}, "non_string_field"),
+        ("alpaca", {"instruction": "x", "input": ["y"], "output": "z"}, "non_string_field"),
+        ("prompt_completion", {"question": "x", "answer": "y"}, "missing_field"),
+        ("sharegpt", {"conversations": []}, "missing_field"),
+        ("sharegpt", {"conversations": ["x"]}, "non_mapping_turn"),
+        ("sharegpt", {"conversations": [{"from": "alien", "value": "x"}]}, "unknown_role"),
+        ("sharegpt", {"conversations": [{"from": "gpt", "value": "x", "weight": 0.5}]}, "bad_supervised_flag"),
+        ("messages", {}, "missing_field"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "non_text_content"),
+        ("messages", {"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "bad_tool_call"),
+    ],
+)
+def test_refused_by_name(kind: str, row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Rejected) as caught:
+        sources.reader(kind)(row)
+    assert caught.value.reason == reason
+
+
+def test_prompt_key_ignores_case_space_and_answer() -> None:
+    def key(question: str, answer: str) -> int:
+        return prompt_key(Conversation((Message("user", question), Message("assistant", answer))))
+
+    assert key("What  is\n1+1?", "2") == key("what is 1+1? ", "two")
+    assert key("What is 1+1?", "2") != key("What is 1+2?", "2")
+
+
+def test_content_key_tells_fields_apart() -> None:
+    def key(content: str, context: str) -> int:
+        return content_key(Conversation((Message("user", content, context=context),)))
+
+    assert key("ab", "c") != key("a", "bc")
+    assert key("ab", "c") == key("ab", "c")
