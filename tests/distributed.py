@@ -1,0 +1,69 @@
+"""Real gloo processes inside plain pytest: ``run_distributed(fn, world)`` calls ``fn(ranks, *args)`` on every rank."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _child(fn: Callable[..., Any], rank: int, world: int, port: int, out: str, args: tuple[Any, ...]) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    torch.set_num_threads(1)
+    from train.distributed import Ranks
+    from train.engine import init_distributed
+    from train.engine.engine import close_distributed
+
+    ranks = Ranks(rank=rank, world=world, local_rank=rank, local_world=world)
+    try:
+        init_distributed(ranks)
+        result: tuple[bool, Any] = (True, fn(ranks, *args))
+        close_distributed()
+    except BaseException:
+        result = (False, traceback.format_exc())
+    Path(out, f"{rank}.pkl").write_bytes(pickle.dumps(result))
+    os._exit(0 if result[0] else 1)
+
+
+def run_distributed(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 240.0) -> list[Any]:
+    """The results of all ranks, in rank order. Raises AssertionError with the traceback of the first that failed."""
+    context = mp.get_context("spawn")
+    with tempfile.TemporaryDirectory() as out:
+        port = free_port()
+        processes = [context.Process(target=_child, args=(fn, rank, world, port, out, args)) for rank in range(world)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout)
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+        results = []
+        for rank in range(world):
+            file = Path(out, f"{rank}.pkl")
+            assert file.is_file(), f"rank {rank} hung for {timeout} s or died without a result"
+            ok, value = pickle.loads(file.read_bytes())
+            assert ok, f"rank {rank}:\n{value}"
+            results.append(value)
+        return results

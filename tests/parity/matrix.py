@@ -1,0 +1,82 @@
+"""The settings of the parity matrix, and how one of them is compared with plain torch."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from conf.schema import BatchConfig, FullTuning, LoraTuning, ModelConfig, ZeroConfig
+from data_prep.stream import GlobalStep, PackedRow, Stream
+from tests.tiny import tiny_config, tiny_run
+from tests.train.rows import fake_split
+from train.distributed import Ranks
+from train.proof import Case, Gradients, Proof, case_gradients, reference_gradients
+from train.verify import worst
+
+ROWS = 5
+Recompute = Literal["none", "selective", "full"]
+MODELS: list[tuple[str, bool]] = list(itertools.product(("full", "lora"), (False, True)))
+"""Tuning method, tied embeddings."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    world: int
+    micro_size: int
+    pack: Literal["exact", "none"]
+    stage: Literal[0, 1, 2, 3]
+    method: str
+    tied: bool
+    recompute: Recompute
+
+
+@dataclass(frozen=True)
+class MemoryProof(Proof):
+    """A proof whose rows are in memory instead of a prepared corpus."""
+
+    def plan(self, pack: str) -> tuple[list[Any], GlobalStep]:
+        split = fake_split(40, seed=3, name="tiny")
+        step = next(Stream({"tiny": split}, self.cfg.data, seed=0, global_size=ROWS))
+        if pack == "none":
+            samples = [sample for row in step.rows for sample in row.samples]
+            alone = tuple(PackedRow(samples=(each,), tokens=int(split.lengths[each[1]])) for each in samples)
+            step = replace(step, rows=alone)
+        return [split], step
+
+
+def settings(world: int) -> list[Setting]:
+    """Stage x method x tied x recompute in full; micro-batch and packing go round, so that every pair of values meets.
+
+    ROWS is odd: with several ranks, packed rows leave empty slots on the last one.
+    """
+    shapes = itertools.cycle([(1, "exact"), (2, "none"), (ROWS, "exact"), (2, "exact"), (1, "none")])
+    product = itertools.product((0, 1, 2, 3), MODELS, ("none", "selective", "full"))
+    return [
+        Setting(world, micro, pack, stage, method, tied, recompute)  # type: ignore[arg-type]
+        for (stage, (method, tied), recompute), (micro, pack) in zip(product, shapes, strict=False)
+    ]
+
+
+def proof_of(setting: Setting, folder: str) -> MemoryProof:
+    tuning: Any = LoraTuning(method="lora", rank=4, alpha=4.0) if setting.method == "lora" else FullTuning("full")
+    config = {key: value for key, value in tiny_config("llama", tied=setting.tied).items() if key != "vocab_size"}
+    model = ModelConfig(config=config, init="random", dtype="fp32", tokenizer="train", recompute=setting.recompute)
+    cfg = tiny_run(Path(folder, f"tied-{setting.tied}"), model, tuning=tuning, seq_len=40)
+    zero = ZeroConfig(stage=setting.stage, persistence_threshold=0)
+    cfg = replace(cfg, zero=zero, batch=BatchConfig(global_size=ROWS, micro_size=1))
+    return MemoryProof(cfg, Path(folder), pad_id=1, eos_id=0, vocab_size=64)
+
+
+def errors(ranks: Ranks, chosen: list[Setting], folder: str) -> dict[Setting, tuple[float, str, bool]]:
+    """Worst relative gradient error of every setting, its tensor, and whether every target was fed once."""
+    references: dict[tuple[str, bool], Gradients] = {}
+    found = {}
+    for setting in chosen:
+        proof, key = proof_of(setting, folder), (setting.method, setting.tied)
+        gradients, fed = case_gradients(proof, Case("", setting.world, setting.micro_size, setting.pack), ranks)
+        if key not in references:  # after the ranks have made the random base together
+            references[key] = reference_gradients(proof)
+        found[setting] = (*worst(gradients, references[key]), fed == proof.plan("none")[1].targets)
+    return found

@@ -1,0 +1,88 @@
+"""Held-out rows, tokenizer and ranks in memory, for tests of evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from tests.tiny import tiny_model
+from train.attention import Attention, choose
+from train.distributed import Ranks
+from train.models import family
+
+VOCAB, EOS, PAD = 64, 62, 63
+CPU = torch.device("cpu")
+ALONE = Ranks()
+PADDED = Attention(name="sdpa", implementation="sdpa", layout="padded")
+
+
+@dataclass
+class Words:
+    """A tokenizer whose ids are their own words."""
+
+    eos_id: int = EOS
+    pad_id: int = PAD
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(str(each) for each in ids if each < EOS)
+
+
+@dataclass
+class FakeSplit:
+    """Rows of [prompt, answer, eos] in memory."""
+
+    name: str
+    samples: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
+
+    @property
+    def rows(self) -> int:
+        return len(self.samples)
+
+    @property
+    def lengths(self) -> np.ndarray[Any, Any]:
+        return np.array([len(ids) for ids, _ in self.samples], dtype=np.int32)
+
+    @property
+    def targets(self) -> np.ndarray[Any, Any]:
+        return np.array([int(mask[1:].sum()) for _, mask in self.samples], dtype=np.int32)
+
+    def tokens(self, row: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        return self.samples[row]
+
+    def uid(self, row: int) -> int:
+        return 2**63 + row
+
+
+def fake_split(rows: int = 11, seed: int = 0, name: str = "a") -> Any:
+    generator = np.random.default_rng(seed)
+    samples = []
+    for _ in range(rows):
+        prompt, answer = generator.integers(3, 12), generator.integers(1, 6)
+        ids = np.append(generator.integers(0, EOS, prompt + answer), EOS).astype(np.int32)
+        mask = np.array([0] * prompt + [1] * (answer + 1), dtype=np.uint8)
+        samples.append((ids, mask))
+    return FakeSplit(name, samples)
+
+
+@dataclass(frozen=True)
+class LoneRanks(Ranks):
+    """One rank of several whose sums stay its own, to look at its share."""
+
+    def sum(self, values: list[float]) -> list[float]:
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+
+def packed_model(kind: str) -> tuple[PreTrainedModel, Attention]:
+    attention = choose("packed", family=family(kind), pack="exact", dtype=torch.float32, device=CPU)
+    return tiny_model(kind, vocab_size=VOCAB, implementation=attention.implementation), attention

@@ -1,0 +1,277 @@
+"""Attention backends: right numbers, no leak between the samples of a row, and refusals that say what works."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conf.errors import ConfigError, InternalError
+from tests.tiny import FAMILIES, PACKING_FAMILIES, tiny_model
+from train.attention import choose, packed, selftest
+from train.attention.packed import packed_attention, varlen_attention_cpu
+from train.models import family
+
+CPU = torch.device("cpu")
+LENGTHS = (7, 1, 12, 9)
+
+
+def chosen(backend: str, kind: str = "llama", *, pack: str = "exact", dtype: torch.dtype = torch.float32) -> object:
+    return choose(backend, family=family(kind), pack=pack, dtype=dtype, device=CPU)
+
+
+def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: tuple[int, int], scale: float) -> torch.Tensor:
+    """One segment, [Tq, H, D] over [Tk, K, D], query by query: bottom-right alignment, zeros where nothing is seen."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    out = q * 0.0
+    for i in range(len(q)):
+        diagonal = i + len(k) - len(q)
+        low = 0 if window[0] < 0 else max(0, diagonal - window[0])
+        high = len(k) if window[1] < 0 else min(len(k), diagonal + window[1] + 1)
+        if low < high:
+            weights = (torch.einsum("hd,thd->ht", q[i], k[low:high]) * scale).softmax(-1)
+            out[i] = torch.einsum("ht,thd->hd", weights, v[low:high])
+    return out
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    segments=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=4),
+    same=st.booleans(),
+    window=st.sampled_from([(-1, -1), (-1, 0), (0, 0), (2, 0), (3, 1), (-1, 2)]),
+    groups=st.sampled_from([1, 2]),
+    scale=st.sampled_from([None, 0.3]),
+)
+def test_cpu_function_is_varlen_attention(
+    segments: list[tuple[int, int]], same: bool, window: tuple[int, int], groups: int, scale: float | None
+) -> None:
+    """Values and gradients against a plain loop, with other numbers of keys than queries and empty segments."""
+    sizes = [(a, a if same else b) for a, b in segments]
+    if not sum(a for a, _ in sizes):
+        sizes.append((1, 1))
+    bounds_q, bounds_k = ([0, *itertools.accumulate(each)] for each in zip(*sizes, strict=True))
+    generator = torch.Generator().manual_seed(len(sizes) + bounds_q[-1])
+
+    def draw(tokens: int, heads: int) -> torch.Tensor:
+        return torch.randn(tokens, heads, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    q, k, v = draw(bounds_q[-1], 2 * groups), draw(bounds_k[-1], 2), draw(bounds_k[-1], 2)
+    out = varlen_attention_cpu(
+        q,
+        k,
+        v,
+        torch.tensor(bounds_q, dtype=torch.int32),
+        None if bounds_q == bounds_k else torch.tensor(bounds_k, dtype=torch.int32),
+        max(a for a, _ in sizes),
+        max(b for _, b in sizes),
+        scale=scale,
+        window_size=window,
+        enable_gqa=groups > 1,
+    )
+    spans = zip(itertools.pairwise(bounds_q), itertools.pairwise(bounds_k), strict=True)
+    used = scale or 1 / math.sqrt(8)
+    expected = torch.cat([reference(q[a:b], k[c:d], v[c:d], window, used) for (a, b), (c, d) in spans])
+    torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
+    pull = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    found = torch.autograd.grad(out, (q, k, v), pull, allow_unused=True, materialize_grads=True)
+    wanted = torch.autograd.grad(expected, (q, k, v), pull, allow_unused=True, materialize_grads=True)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
+
+
+def test_grouped_heads_must_be_asked_for() -> None:
+    q, k, bounds = torch.zeros(3, 4, 8), torch.zeros(3, 2, 8), torch.tensor([0, 3])
+    with pytest.raises(ValueError, match="enable_gqa"):
+        varlen_attention_cpu(q, k, k, bounds, bounds, 3, 3)
+
+
+@pytest.mark.parametrize("groups_itself", [True, False], ids=["torch>=2.12", "torch<2.12"])
+def test_cuda_path_calls_the_kernel_as_the_cpu_function(monkeypatch: pytest.MonkeyPatch, groups_itself: bool) -> None:
+    """No GPU here: the kernel is replaced by its CPU reference, with and without ``enable_gqa`` in its signature."""
+
+    def old_kernel(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):  # type: ignore[no-untyped-def]
+        return varlen_attention_cpu(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window_size)
+
+    monkeypatch.setattr(packed, "_find_varlen", lambda: varlen_attention_cpu if groups_itself else old_kernel)
+    packed._kernel_groups_heads.cache_clear()
+    q, k, v = torch.randn(9, 4, 8), torch.randn(9, 2, 8), torch.randn(9, 2, 8)
+    bounds = torch.tensor([0, 4, 9], dtype=torch.int32)
+    options = {"scale": 0.5, "window_size": (2, 0), "enable_gqa": True}
+    out = packed._varlen_cuda(q, k, v, bounds, bounds, 5, 5, **options)
+    packed._kernel_groups_heads.cache_clear()
+    torch.testing.assert_close(out, varlen_attention_cpu(q, k, v, bounds, bounds, 5, 5, **options))
+
+
+def flat(pieces: list[torch.Tensor]) -> dict[str, object]:
+    """The keywords of a packed row, as batch.forward_kwargs makes them."""
+    lengths = [len(piece) for piece in pieces]
+    bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    return {
+        "input_ids": torch.cat(pieces)[None],
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "attention_mask": None,
+        "use_cache": False,
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }
+
+
+def samples(seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 64, (length,), generator=generator) for length in LENGTHS]
+
+
+def gradients(model: torch.nn.Module, loss: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+@pytest.mark.parametrize("backend", ["packed", "sdpa"])
+@pytest.mark.parametrize("kind", PACKING_FAMILIES)
+def test_a_packed_row_is_its_separate_samples(kind: str, backend: str) -> None:
+    """Logits and every gradient, for every family; the reference is transformers' eager attention, one at a time."""
+    attention = chosen(backend, kind)
+    model = tiny_model(kind, implementation=attention.implementation)
+    separate = tiny_model(kind, implementation="eager")
+    pieces = samples()
+    row = flat(pieces)
+    logits = model(**row).logits[0]
+    expected = torch.cat([separate(input_ids=piece[None], use_cache=False).logits[0] for piece in pieces])
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    # A sample's last token predicts nothing; all others predict their successor.
+    inside = [i for i in range(sum(LENGTHS) - 1) if i + 1 not in itertools.accumulate(LENGTHS)]
+    targets = row["input_ids"][0][1:][inside]
+    for found, wanted in zip(
+        gradients(model, torch.nn.functional.cross_entropy(logits[inside], targets)),
+        gradients(separate, torch.nn.functional.cross_entropy(expected[inside], targets)),
+        strict=True,
+    ):
+        assert float((found - wanted).norm()) <= 1e-5 * max(1.0, float(wanted.norm()))
+
+
+@pytest.mark.parametrize("kind", PACKING_FAMILIES)
+def test_no_bit_of_a_sample_depends_on_another(kind: str) -> None:
+    chosen("packed", kind)
+    model = tiny_model(kind, implementation=packed.IMPLEMENTATION)
+    pieces = samples()
+    other = [(pieces[0] + 1) % 64, *pieces[1:]]
+    before, after = model(**flat(pieces)).logits, model(**flat(other)).logits
+    first = LENGTHS[0]
+    assert torch.equal(before[:, first:], after[:, first:])
+    assert not torch.equal(before[:, :first], after[:, :first])
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_family_takes_positions_to_keep(kind: str) -> None:
+    """``logits_to_keep`` as a vector of indices, which the loss relies on, for flat rows (padded for BLOOM)."""
+    keep = torch.tensor([0, 5, 11])
+    if kind == "bloom":
+        row: dict[str, object] = {"input_ids": torch.arange(12)[None], "attention_mask": torch.ones(1, 12).long()}
+        model = tiny_model(kind)
+    else:
+        chosen("packed", kind)
+        row, model = flat(samples()), tiny_model(kind, implementation=packed.IMPLEMENTATION)
+    torch.testing.assert_close(
+        model(**row, logits_to_keep=keep).logits, model(**row).logits[:, keep], atol=2e-6, rtol=0
+    )
+
+
+def test_auto_prefers_packed_and_reports_its_error() -> None:
+    found = chosen("auto")
+    assert (found.name, found.implementation, found.layout) == ("packed", "corral_packed", "flat")
+    assert 0 < found.error < 1e-5
+    assert chosen("auto", pack="none").layout == "flat"
+    assert 1e-5 < chosen("auto", dtype=torch.bfloat16).error < 3e-2
+
+
+def test_auto_falls_back_when_the_self_test_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend with wrong numbers, or with a leak, is not taken; asked for by name it is refused with its error."""
+
+    def leaking(*args: object, **kwargs: object) -> tuple[torch.Tensor, None]:
+        whole = torch.tensor([0, sum(selftest.LENGTHS)], dtype=torch.int32)
+        bounds = {"cu_seq_lens_q": whole, "cu_seq_lens_k": whole, "max_length_q": 15, "max_length_k": 15}
+        return packed_attention(*args, **{**kwargs, **bounds})  # type: ignore[arg-type]
+
+    selftest.measure.cache_clear()
+    monkeypatch.setattr(packed, "packed_attention", leaking)
+    try:
+        assert chosen("auto").name == "sdpa"
+        with pytest.raises(ConfigError, match=r"self-test found an error of .* a leak .*attention=sdpa works"):
+            chosen("packed")
+    finally:
+        selftest.measure.cache_clear()
+        monkeypatch.undo()
+        chosen("packed")
+
+
+def test_bloom_is_refused_by_name_for_packing_and_trained_padded() -> None:
+    with pytest.raises(ConfigError, match=r"type bloom, .*ALiBi.*data\.pack=none works"):
+        chosen("auto", "bloom")
+    for backend in ("auto", "sdpa"):
+        found = chosen(backend, "bloom", pack="none")
+        assert (found.implementation, found.layout) == ("eager", "padded")
+    with pytest.raises(ConfigError, match="attention=auto works"):
+        chosen("packed", "bloom", pack="none")
+
+
+def test_sdpa_pads_only_without_packing() -> None:
+    assert chosen("sdpa", pack="none").layout == "padded"
+    assert chosen("sdpa", pack="exact").layout == "flat"
+
+
+def refusal(device: str, dtype: torch.dtype, backend: str = "flash2", kind: str = "llama") -> str:
+    with pytest.raises(ConfigError) as caught:
+        choose(backend, family=family(kind), pack="exact", dtype=dtype, device=torch.device(device))
+    return str(caught.value)
+
+
+def test_flash2_says_what_it_found_and_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    from train.attention import flash2
+
+    assert "a cpu device was found" in refusal("cpu", torch.bfloat16)
+    monkeypatch.setattr(flash2.importlib.util, "find_spec", lambda name: None)
+    assert "no flash_attn package was found" in refusal("cuda", torch.bfloat16)
+    monkeypatch.setattr(flash2.importlib.util, "find_spec", lambda name: SimpleNamespace())
+    monkeypatch.setattr(flash2.importlib.metadata, "version", lambda name: "1.0.9")
+    assert "flash_attn 1.0.9 was found, but it needs 2.x" in refusal("cuda", torch.bfloat16)
+    monkeypatch.setattr(flash2.importlib.metadata, "version", lambda name: "2.8.3")
+    assert "model.dtype=bf16 or attention=sdpa works" in refusal("cuda", torch.float32)
+    found = flash2.require(family("llama"), pack="exact", dtype=torch.bfloat16, device=torch.device("cuda"))
+    assert (found.implementation, found.layout) == ("flash_attention_2", "flat")
+
+
+def test_packed_refuses_what_its_kernel_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "model.dtype=bf16 or attention=sdpa works" in refusal("cuda", torch.float32, "packed")
+    assert "kernels for cpu and cuda only" in refusal("mps", torch.float32, "packed")
+    monkeypatch.setattr(packed, "_find_varlen", lambda: None)
+    assert "torch >= 2.10" in refusal("cuda", torch.bfloat16, "packed")
+
+
+def test_a_batch_without_bounds_is_refused_not_mixed() -> None:
+    """Generation with the packed function would silently attend over the padding; it must stop instead."""
+    chosen("packed")
+    model = tiny_model("llama", implementation=packed.IMPLEMENTATION)
+    with pytest.raises(InternalError, match="set_attn_implementation"):
+        model(input_ids=torch.arange(6)[None])
+    model.set_attn_implementation("sdpa")
+    assert model(input_ids=torch.arange(6)[None]).logits.shape == (1, 6, 64)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [(-1, 0), (3, 0)])
+def test_cuda_kernel_agrees_with_the_cpu_function(window: tuple[int, int]) -> None:
+    q, k, v = (torch.randn(tokens, heads, 64) for tokens, heads in ((21, 4), (30, 2), (30, 2)))
+    bounds_q, bounds_k = (torch.tensor(each, dtype=torch.int32) for each in ([0, 5, 6, 21], [0, 8, 12, 30]))
+    options = {"scale": 0.125, "window_size": window, "enable_gqa": True}
+    expected = varlen_attention_cpu(q, k, v, bounds_q, bounds_k, 15, 18, **options)
+    moved = [x.cuda().bfloat16() for x in (q, k, v)]
+    out = packed._varlen_cuda(*moved, bounds_q.cuda(), bounds_k.cuda(), 15, 18, **options)
+    torch.testing.assert_close(out.float().cpu(), expected, atol=3e-2, rtol=0)

@@ -1,0 +1,97 @@
+"""FLOPs counted by the formulas against torch's counter on real models; peaks of devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from conf.compose import compose
+from data_prep.stream import GlobalStep, PackedRow
+from tests.tiny import tiny_config, tiny_model
+from train.flops import device_peak, step_flops, training_flops
+from train.parameters import shape_of
+
+LENGTH = 32
+
+
+def counted(kind: str) -> float:
+    """Forward and backward of one sample as torch counts them: every matrix product, whole attention squares."""
+    model = tiny_model(kind, vocab_size=64, implementation="eager")
+    ids = torch.arange(LENGTH)[None] % 64
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, use_cache=False).logits.float().sum().backward()
+    return float(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gpt_neox"])
+def test_full_tuning_equals_the_counter(kind: str) -> None:
+    found = training_flops(
+        shape_of(tiny_config(kind)),
+        positions=LENGTH,
+        pairs=LENGTH * LENGTH,  # eager attention computes the masked half too
+        head_positions=LENGTH,
+        adapter=0,
+        full=True,
+    )
+    assert found == pytest.approx(counted(kind), rel=0.01)  # the counter also sees the rotary embedding
+
+
+class Lengths:
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = np.array(lengths, dtype=np.int32)
+
+
+def plan(samples: list[tuple[int, int]], tokens: int, targets: int) -> GlobalStep:
+    rows = (PackedRow(tuple(samples)), PackedRow(()))
+    return GlobalStep(
+        index=0,
+        rows=rows,
+        samples=len(samples),
+        tokens=tokens,
+        targets=targets,
+        source_samples=(1, 1),
+        source_tokens=(tokens, 0),
+        epochs=(0.0, 0.0),
+    )
+
+
+def test_a_step_counts_tokens_pairs_and_targets(tmp_path: Path) -> None:
+    splits: Any = [Lengths([3, 5]), Lengths([7])]
+    step = plan([(0, 1), (1, 0)], tokens=12, targets=4)
+    model = tiny_config("llama")
+    shape = shape_of(model)
+    cfg = compose(["experiment=demo"])
+    pairs = 5 * 6 / 2 + 7 * 8 / 2
+    expected = training_flops(shape, positions=12, pairs=pairs, head_positions=4, adapter=0, full=True)
+    assert step_flops(model, step, splits, cfg) == expected
+    whole_head = compose(["experiment=demo", "compute.targets_only_head=false"])
+    assert step_flops(model, step, splits, whole_head) - expected == 6 * 8 * shape.hidden * shape.vocab
+    assert step_flops(model, plan([], 0, 0), splits, cfg) == 0.0
+
+
+def test_frozen_matrices_cost_two_thirds() -> None:
+    cfg = compose(["experiment=demo", "tuning=lora", "tuning.rank=2"])
+    model = tiny_config("llama")
+    splits: Any = [Lengths([10])]
+    lora = step_flops(model, plan([(0, 0)], 10, 10), splits, cfg)
+    shape = shape_of(model)
+    matrices = (
+        shape.layers * sum(linear.inputs * linear.outputs for linear in shape.linears) + shape.hidden * shape.vocab
+    )
+    adapters = shape.adapters(2)
+    attention = 12 * 32 * shape.layers * 55
+    assert lora == pytest.approx(4 * 10 * matrices + 6 * 10 * adapters + attention)
+
+
+def test_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    assert device_peak(torch.device("cuda", 0), "bf16") == 989.4e12
+    assert device_peak(torch.device("cuda", 0), "fp32") == 0.0
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
+    assert device_peak(torch.device("cuda", 0), "bf16") == 756e12
+    assert device_peak(torch.device("cpu"), "bf16") == 0.0

@@ -1,0 +1,305 @@
+"""Building the model of a run: every source of weights, every family, every mistake, one rank and two."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conf.errors import BadData, ConfigError, CorralError, MissingInput, Unavailable
+from conf.schema import LoraTuning, ModelConfig, OptimConfig, ZeroConfig
+from tests.distributed import run_distributed
+from tests.tiny import FAMILIES, tiny_config, tiny_model, tiny_run
+from train import base, tuning
+from train.base import base_hash
+from train.distributed import Ranks
+from train.model import Built, build
+
+LORA = LoraTuning(method="lora", rank=2)
+
+
+def random_model(kind: str = "llama", **changes: object) -> ModelConfig:
+    config = {key: value for key, value in tiny_config(kind).items() if key != "vocab_size"}
+    return ModelConfig(config=config, init="random", dtype="fp32", **changes)  # type: ignore[arg-type]
+
+
+def built(run_dir: Path, model: ModelConfig, *, vocab_size: int = 61, seed: int = 0, **changes: object) -> Built:
+    cfg = dataclasses.replace(tiny_run(run_dir, model, **changes), seed=seed)  # type: ignore[arg-type]
+    return build(cfg, Ranks(), vocab_size=vocab_size, pad_id=1, eos_id=0, init_context=contextlib.nullcontext())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A pretrained tiny Llama whose config has a pad token, attention dropout and a cache."""
+    model = tiny_model("llama")
+    model.config.pad_token_id, model.config.attention_dropout, model.config.use_cache = 2, 0.1, True
+    model.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES, "qwen2"])
+def test_every_family_builds_from_nothing(tmp_path: Path, kind: str) -> None:
+    found = built(tmp_path, random_model(kind), pack="none" if kind == "bloom" else "exact")
+    assert found.family.model_type == kind
+    assert found.attention.layout == ("padded" if kind == "bloom" else "flat")
+    assert found.model.config.vocab_size == 64
+    assert found.model.config._attn_implementation == found.attention.implementation
+    assert found.model.training
+    assert not found.model.config.use_cache
+    assert {p.dtype for p in found.model.parameters()} == {torch.float32}
+
+
+def test_random_weights_follow_from_the_seed(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = built(tmp_path / "a", random_model(), seed=5)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = built(tmp_path / "b", random_model(), seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    other = built(tmp_path / "c", random_model(), seed=6)
+    assert first.base_hash == second.base_hash != other.base_hash
+    assert base_hash(tmp_path / "a" / "init") == first.base_hash
+    for one, two in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_random_start_is_used_again_and_never_mixed_up(tmp_path: Path) -> None:
+    first = built(tmp_path, random_model(), seed=5)
+    written = (tmp_path / "init" / "model.safetensors").stat().st_mtime_ns
+    assert built(tmp_path, random_model(), seed=5).base_hash == first.base_hash
+    assert (tmp_path / "init" / "model.safetensors").stat().st_mtime_ns == written
+    for changes in ({"seed": 6}, {"seed": 5, "vocab_size": 100}):
+        with pytest.raises(ConfigError, match="start of another run"):
+            built(tmp_path, random_model(), **changes)  # type: ignore[arg-type]
+    (tmp_path / "init" / "origin.json").unlink()  # as after a crash half-way
+    assert built(tmp_path, random_model(), seed=5).base_hash == first.base_hash
+
+
+def test_pretrained_weights_come_as_they_are(folder: Path, tmp_path: Path) -> None:
+    found = built(tmp_path, ModelConfig(path=str(folder), dtype="bf16", recompute="selective"), seq_len=256)
+    for name, parameter in found.model.named_parameters():
+        assert torch.equal(parameter, tiny_model("llama").get_parameter(name).bfloat16())
+    assert found.folder == folder
+    text = " ".join(found.notes)
+    assert "attention_dropout=0.1 is 0 here" in text
+    assert "256 is more than the 128 positions" in text
+    assert "2 blocks are computed again" in text
+    assert found.model.generation_config.eos_token_id == 0
+    assert found.model.generation_config.pad_token_id == 1
+
+
+def test_no_token_is_without_gradient(folder: Path, tmp_path: Path) -> None:
+    """transformers gives the pad token's embedding no gradient; where it is also the end of sequence, that is wrong."""
+    model = built(tmp_path, ModelConfig(path=str(folder), dtype="fp32"), pack="none").model
+    model.set_attn_implementation("sdpa")
+    model(input_ids=torch.tensor([[2, 3, 2, 4]]), use_cache=False).logits.logsumexp(-1).sum().backward()
+    assert model.get_input_embeddings().weight.grad[2].any()
+
+
+def test_lora_freezes_the_base(folder: Path, tmp_path: Path) -> None:
+    found = built(tmp_path, ModelConfig(path=str(folder), dtype="bf16"), tuning=LORA)
+    names = tuning.trainable(found.model)
+    assert {p.dtype for p in names.values()} == {torch.bfloat16}
+    assert all("lora_" in name for name in names)
+
+
+def mistakes(folder: Path) -> list[tuple[ModelConfig, type[CorralError], str]]:
+    llama = tiny_config("llama")
+    typo = {**{key: value for key, value in llama.items() if key != "hidden_size"}, "hiden_size": 32}
+    return [
+        (ModelConfig(path=str(folder / "nowhere")), MissingInput, "no folder .*nowhere; give a Hugging Face folder"),
+        (ModelConfig(path=str(folder.parent)), MissingInput, "holds no config.json"),
+        (ModelConfig(config=typo, init="random"), ConfigError, "hiden_size: no such key .* did you mean hidden_size"),
+        (ModelConfig(config={**llama, "hidden_size": "32"}, init="random"), ConfigError, "hidden_size"),
+        (ModelConfig(config={**llama, "hidden_size": 30}, init="random"), ConfigError, "not a multiple"),
+        (ModelConfig(config={"hidden_size": 32}, init="random"), ConfigError, "model_type is missing"),
+        (ModelConfig(config={**llama, "model_type": "lama"}, init="random"), ConfigError, "did you mean 'llama'"),
+        (ModelConfig(config={**llama, "vocab_size": 40}, init="random"), ConfigError, "less than the tokenizer's 61"),
+        (ModelConfig(config={**llama, "attention_dropout": 0.1}, init="random"), ConfigError, "must be 0 in training"),
+    ]
+
+
+@pytest.mark.parametrize("case", range(9))
+def test_mistakes_get_one_sentence(folder: Path, tmp_path: Path, case: int) -> None:
+    model, kind, sentence = mistakes(folder)[case]
+    with pytest.raises(kind, match=sentence):
+        built(tmp_path / "run", model)
+
+
+def test_a_tokenizer_or_row_too_large_for_the_model(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"token ids up to 99, the model in .* has embeddings for 64 tokens"):
+        built(tmp_path, ModelConfig(path=str(folder)), vocab_size=100)
+    with pytest.raises(ConfigError, match=r"data\.seq_len: 256 is more than the 128 positions .*seq_len=128 works"):
+        built(tmp_path, random_model("gpt2"), seq_len=256)
+
+
+def test_damaged_weights_are_never_replaced_by_random_ones(folder: Path, tmp_path: Path) -> None:
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(BadData, match=r"lacks weights \(model\.layers\.1\.mlp\.up_proj\.weight\)"):
+        built(tmp_path, ModelConfig(path=str(folder)))
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(BadData, match="cannot be read"):
+        built(tmp_path, ModelConfig(path=str(folder)))
+    weights.unlink()
+    with pytest.raises(MissingInput, match="holds no weights"):
+        built(tmp_path, ModelConfig(path=str(folder)))
+    (folder / "config.json").write_text("{")
+    save_file(tensors, weights)
+    with pytest.raises(BadData, match=r"config\.json cannot be used"):
+        built(tmp_path, ModelConfig(path=str(folder)))
+
+
+def test_the_hash_is_of_the_weights(folder: Path) -> None:
+    first = base_hash(folder)
+    (folder / "README.md").write_text("other")
+    assert base_hash(folder) == first
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    assert base_hash(folder) != first
+
+
+def test_a_hub_that_never_answers_is_left_within_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A server that accepts and stays silent; the hub's cache is empty."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        code = (
+            "from train import base; from train.distributed import Ranks; base.HUB_TIMEOUT_S = 0.5\n"
+            "from conf.errors import leave_with_code\n"
+            "leave_with_code(lambda: base._from_hub('some/model', None, Ranks()))"
+        )
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "HF_HOME": str(tmp_path),
+            "no_proxy": "127.0.0.1",
+            "NO_PROXY": "127.0.0.1",
+        }
+        start = time.monotonic()
+        run = [sys.executable, "-c", code]
+        done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        spent = time.monotonic() - start
+    assert done.returncode == 69, done.stderr
+    assert "some/model is neither a folder here nor in the local cache" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert spent < 20
+
+
+class Answer:
+    """As much of an HTTP response as the hub's errors want."""
+
+    headers: dict[str, str] = {}  # noqa: RUF012
+    request = None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "sentence"),
+    [
+        ("GatedRepoError", MissingInput, "is gated on the Hugging Face hub; accept its licence"),
+        ("RepositoryNotFoundError", MissingInput, "neither a folder here nor a model on the Hugging Face hub"),
+        ("RevisionNotFoundError", MissingInput, "has no revision v9"),
+        ("OfflineModeIsEnabled", Unavailable, "could not be reached"),
+    ],
+)
+def test_each_answer_of_the_hub_has_its_sentence(
+    monkeypatch: pytest.MonkeyPatch, name: str, kind: type[CorralError], sentence: str
+) -> None:
+    from huggingface_hub import HfApi, errors
+
+    failure = getattr(errors, name)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise failure("no") if name == "OfflineModeIsEnabled" else failure("no", response=Answer())
+
+    monkeypatch.setattr(HfApi, "model_info", refuse)
+    with pytest.raises(kind, match=sentence):
+        base._from_hub("no-such-org/no-such-model", "v9", Ranks())
+
+
+def packed_row() -> dict[str, object]:
+    lengths = (6, 3, 8)
+    bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    return {
+        "input_ids": torch.randint(0, 61, (1, 17), generator=torch.Generator().manual_seed(1)),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "use_cache": False,
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": 8,
+        "max_length_k": 8,
+    }
+
+
+def loss_of(model: torch.nn.Module) -> torch.Tensor:
+    row = packed_row()
+    return torch.nn.functional.cross_entropy(model(**row).logits[0, :-1], row["input_ids"][0, 1:])  # type: ignore[index]
+
+
+CASES = [(stage, lora, tied) for stage in (2, 3) for lora in (False, True) for tied in (False, True)]
+
+
+def sharded(ranks: Ranks, run_dir: str) -> tuple[str, list[tuple[str, dict[str, torch.Tensor]]]]:
+    """What a missing model says; hash and gradients of every case, built under the stage's own loading context."""
+    from train.engine import Engine, deepspeed_settings, loading_context
+
+    cfg = tiny_run(Path(run_dir), ModelConfig(path="/no/such/model"))
+    with pytest.raises(MissingInput) as caught:
+        build(cfg, ranks, vocab_size=61, pad_id=1, eos_id=0, init_context=contextlib.nullcontext())
+    results = []
+    for stage, lora, tied in CASES:
+        model = random_model(recompute="full" if lora else "selective")
+        model = dataclasses.replace(model, config={**(model.config or {}), "tie_word_embeddings": tied})
+        cfg = tiny_run(Path(run_dir, f"tied-{tied}"), model, tuning=LORA if lora else None)
+        zero = ZeroConfig(stage=stage, persistence_threshold=0)  # type: ignore[arg-type]
+        settings = deepspeed_settings(
+            model=model, zero=zero, optim=OptimConfig(), batch=cfg.batch, world=ranks.world, on_cpu=True
+        )
+        found = build(cfg, ranks, vocab_size=61, pad_id=1, eos_id=0, init_context=loading_context(settings))
+        parameters = tuning.trainable(found.model)
+        engine = Engine(found.model, parameters, settings=settings, optim=OptimConfig(), zero=zero, ranks=ranks)
+        engine.accumulate(loss_of(engine.module) / ranks.world, last=True)
+        results.append((found.base_hash, engine.gradients()))
+    return str(caught.value), results
+
+
+def test_two_ranks_and_every_stage_build_the_same_model(tmp_path: Path) -> None:
+    """ZeRO-2 and -3 on two ranks, full and LoRA, tied or not: gradients equal those of one plain process."""
+    (sentence, first), (other_sentence, second) = run_distributed(sharded, 2, str(tmp_path / "sharded"))
+    assert sentence == other_sentence
+    for case, (stage, lora, tied) in enumerate(CASES):
+        model = random_model()
+        model = dataclasses.replace(model, config={**(model.config or {}), "tie_word_embeddings": tied})
+        plain = built(tmp_path / f"plain-{tied}", model, tuning=LORA if lora else None)
+        loss_of(plain.model).backward()
+        wanted = {name: parameter.grad for name, parameter in tuning.trainable(plain.model).items()}
+        for hashed, gradients in (first[case], second[case]):
+            assert hashed == plain.base_hash
+            assert gradients.keys() == wanted.keys(), (stage, lora, tied)
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(gradient, wanted[name], atol=1e-6, rtol=1e-5)
+
+
+def test_real_weights_load_and_know_english() -> None:
+    root = os.environ.get("CORRAL_TEST_DATA")
+    if not root:
+        pytest.skip("CORRAL_TEST_DATA names no folder with real data")
+    folder = Path(root, "weights", "stories260K", "hf")
+    found = built(Path("unused"), ModelConfig(path=str(folder), dtype="fp32"), vocab_size=512)
+    assert json.loads((folder / "config.json").read_text())["hidden_size"] == found.model.config.hidden_size
+    assert found.family.model_type == "llama"
+    assert found.attention.name == "packed"

@@ -1,0 +1,65 @@
+"""Attention backends, one file each, and the choice among them.
+
+Every backend module has ``require(family, pack=, dtype=, device=)``, which returns an ``Attention`` or raises
+ConfigError with one sentence of four parts: what was asked, what was found, which rule failed, which line works.
+Packed rows whose samples are not isolated from one another are refused, never warned about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+import torch
+
+from conf.errors import ConfigError
+from train.attention.selftest import measure
+from train.attention.types import Attention
+from train.models import Family
+
+__all__ = ["PREFERENCE", "Attention", "choose"]
+
+PREFERENCE = ("packed", "flash2", "sdpa")
+"""What ``auto`` tries, best first. Flat layouts carry no padding at all, so they come first with pack=none as well."""
+
+Require = Callable[..., Attention]
+
+
+def choose(backend: str, *, family: Family, pack: str, dtype: torch.dtype, device: torch.device) -> Attention:
+    """The backend ``attention=backend`` of a run, after its start-up self-test; ``auto``: the best that passes.
+
+    ``pack`` is ``data.pack``. Raises ConfigError if the backend cannot do what the run asks of it.
+    """
+    if pack == "exact" and not family.packing:
+        raise ConfigError(
+            f"data.pack: exact was asked for a model of type {family.model_type}, {family.reason}, and packed samples "
+            "that can see one another are refused; data.pack=none works"
+        )
+    if backend != "auto":
+        return _tested(_require(backend)(family, pack=pack, dtype=dtype, device=device), dtype, device)
+    refusals: list[str] = []
+    for name in PREFERENCE:
+        try:
+            return _tested(_require(name)(family, pack=pack, dtype=dtype, device=device), dtype, device)
+        except ConfigError as refusal:
+            refusals += refusal.problems
+    raise ConfigError(refusals)
+
+
+def _require(backend: str) -> Require:
+    require: Require = import_module(f"train.attention.{backend}").require
+    return require
+
+
+def _tested(attention: Attention, dtype: torch.dtype, device: torch.device) -> Attention:
+    """``attention`` with its measured error, or ConfigError if it failed. Padded rows hold one sample: no test."""
+    if attention.layout == "padded":
+        return attention
+    result = measure(attention.implementation, dtype=dtype, device=device)
+    if not result.passed:
+        raise ConfigError(
+            f"attention: {attention.name} was asked for, and on {device.type} in {dtype} its self-test found an error "
+            f"of {result.error:.1e} (allowed {result.allowed:.0e}) and a leak between samples of {result.leak:.1e} "
+            "(allowed 0); attention=sdpa works"
+        )
+    return Attention(attention.name, attention.implementation, attention.layout, result.error)

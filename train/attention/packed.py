@@ -1,0 +1,140 @@
+"""Packed attention: samples of one row never see one another, and no mask is ever built.
+
+Registered with transformers under a name that has no mask function. On CUDA it is PyTorch's variable-length kernel;
+on a CPU a function of the same signature (varlen_cpu.py), which is also that kernel's reference in the tests.
+
+Shape suffixes: T tokens, H query heads, K key/value heads, D head size, S segments.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import torch
+
+from conf.errors import ConfigError, InternalError
+from train.attention.types import Attention
+from train.attention.varlen_cpu import varlen_attention_cpu
+from train.models import Family
+
+IMPLEMENTATION = "corral_packed"
+
+Varlen = Callable[..., torch.Tensor]
+
+
+def require(family: Family, *, pack: str, dtype: torch.dtype, device: torch.device) -> Attention:
+    """Register the backend and return it, or raise ConfigError saying why it cannot serve this run."""
+    asked = "attention: packed was asked for"
+    if not family.packing:
+        raise ConfigError(f"{asked} a model of type {family.model_type}, {family.reason}; attention=auto works")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"{asked} on a {device.type} device, and it knows kernels for cpu and cuda only; attention=sdpa works"
+        )
+    if device.type == "cuda" and dtype not in (torch.bfloat16, torch.float16):
+        raise ConfigError(
+            f"{asked} with {dtype} on a GPU, and its kernel takes 16-bit numbers only; "
+            "model.dtype=bf16 or attention=sdpa works"
+        )
+    if device.type == "cuda" and _find_varlen() is None:
+        raise ConfigError(
+            f"{asked} and torch {torch.__version__} was found, but torch.nn.attention.varlen needs torch >= 2.10; "
+            "attention=sdpa works"
+        )
+    _register()
+    return Attention(name="packed", implementation=IMPLEMENTATION, layout="flat")
+
+
+def _register() -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(IMPLEMENTATION, packed_attention)
+
+
+@functools.cache
+def _find_varlen() -> Varlen | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn  # type: ignore[return-value]
+
+
+@functools.cache
+def _kernel_groups_heads() -> bool:
+    """True if this torch's kernel takes fewer key than query heads by itself (``enable_gqa``, torch >= 2.12)."""
+    varlen = _find_varlen()
+    return varlen is not None and "enable_gqa" in inspect.signature(varlen).parameters
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    cu_seq_lens_k: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
+
+    ``sliding_window`` counts the token itself, as in transformers. Raises InternalError without the samples' bounds,
+    because attention over a whole row would mix samples.
+    """
+    if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
+        raise InternalError(
+            "packed attention was called without the bounds of the samples (cu_seq_lens, max_length); "
+            "a batch without them, or generation, needs model.set_attn_implementation('sdpa')"
+        )
+    if attention_mask is not None or dropout or query.shape[0] != 1:
+        raise InternalError("packed attention takes one flat row, no mask and no dropout")
+    window = (sliding_window - 1, 0) if sliding_window and sliding_window < max_length_k else (-1, 0)
+    attend = varlen_attention_cpu if query.device.type == "cpu" else _varlen_cuda
+    out_THD = attend(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        cu_seq_lens_q,
+        cu_seq_lens_k,
+        max_length_q,
+        max_length_k,
+        scale=scaling,
+        window_size=window,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out_THD[None], None
+
+
+def _varlen_cuda(
+    q_THD: torch.Tensor,
+    k_TKD: torch.Tensor,
+    v_TKD: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> torch.Tensor:
+    varlen = _find_varlen()
+    assert varlen is not None, "require() refuses a torch without varlen_attn"
+    options: dict[str, bool] = {}
+    if enable_gqa and _kernel_groups_heads():
+        options["enable_gqa"] = True
+    elif enable_gqa:
+        groups = q_THD.shape[1] // k_TKD.shape[1]
+        k_TKD, v_TKD = k_TKD.repeat_interleave(groups, dim=1), v_TKD.repeat_interleave(groups, dim=1)
+    return varlen(
+        q_THD, k_TKD, v_TKD, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size, **options
+    )

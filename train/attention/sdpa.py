@@ -1,0 +1,30 @@
+"""PyTorch's scaled_dot_product_attention through transformers: works everywhere, builds a mask.
+
+With data.pack=none rows are padded to the longest of a micro-batch. With packed rows transformers derives a
+block-diagonal mask from position ids that restart (attention_mask=None and use_cache=False, both of which batch.py
+gives): exact, but quadratic in the tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from conf.errors import ConfigError
+from train.attention.types import Attention
+from train.models import Family
+
+
+def require(family: Family, *, pack: str, dtype: torch.dtype, device: torch.device) -> Attention:
+    """The backend for this run. Raises ConfigError where packed rows could not be isolated.
+
+    A family without transformers' attention interface computes its own attention, which takes a padding mask and is
+    therefore right for padded rows.
+    """
+    if pack == "exact" and not family.packing:
+        raise ConfigError(
+            f"attention: sdpa was asked to isolate packed samples of a model of type {family.model_type}, "
+            f"{family.reason}; data.pack=none works"
+        )
+    if not family.interface:
+        return Attention(name="eager", implementation="eager", layout="padded")
+    return Attention(name="sdpa", implementation="sdpa", layout="flat" if pack == "exact" else "padded")

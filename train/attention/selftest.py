@@ -1,0 +1,107 @@
+"""Start-up proof of an attention backend on this machine: right numbers, and no sample sees another.
+
+Three ragged segments, grouped-query heads, with and without a sliding window, against a reference in fp32 that is
+written out plainly. The leakage probe changes the first segment; not one bit of the others may change.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+
+LENGTHS = (5, 1, 9)
+HEADS, KEY_HEADS, HEAD_SIZE = 4, 2, 32
+WINDOW = 4
+ALLOWED = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Largest absolute error by dtype; inputs are standard normal, so outputs are of order one."""
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    error: float
+    """Largest absolute difference from the fp32 reference."""
+    leak: float
+    """Largest change of segments two and three when segment one changes."""
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed and self.leak == 0.0
+
+
+class _Probe(torch.nn.Module):
+    """As much of an attention layer as transformers' attention functions look at."""
+
+    def __init__(self, implementation: str) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(_attn_implementation=implementation)
+        self.num_key_value_groups = HEADS // KEY_HEADS
+        self.is_causal = True
+        self.layer_idx = 0
+
+
+@functools.cache
+def measure(implementation: str, *, dtype: torch.dtype, device: torch.device) -> SelfTest:
+    """Run the self-test of a transformers attention function by name, once per process, dtype and device."""
+    generator = torch.Generator().manual_seed(0)
+    total = sum(LENGTHS)
+    shapes = [(1, heads, total, HEAD_SIZE) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
+    q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
+    changed = _with_first_changed(q), _with_first_changed(k), _with_first_changed(v)
+    error = leak = 0.0
+    for window in (None, WINDOW):
+        out = _run(implementation, q, k, v, window)
+        other = _run(implementation, *changed, window)
+        reference = _reference(q.float(), k.float(), v.float(), window)
+        error = max(error, float((out.float() - reference).abs().max()))
+        leak = max(leak, float((out - other)[:, LENGTHS[0] :].abs().max()))
+    return SelfTest(error=error, leak=leak, allowed=ALLOWED[dtype])
+
+
+def _with_first_changed(x: torch.Tensor) -> torch.Tensor:
+    x = x.clone()
+    x[:, :, : LENGTHS[0]] += 1.0
+    return x
+
+
+def _run(implementation: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
+    """[1, T, H, D] from the named function, called as a model calls it."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    bounds = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32, device=q.device)
+    mask = _seen(window, q.device)[None, None] if implementation == "sdpa" else None
+    out, _ = ALL_ATTENTION_FUNCTIONS[implementation](
+        _Probe(implementation),
+        q,
+        k,
+        v,
+        mask,
+        dropout=0.0,
+        scaling=HEAD_SIZE**-0.5,
+        sliding_window=window,
+        cu_seq_lens_q=bounds,
+        cu_seq_lens_k=bounds,
+        max_length_q=max(LENGTHS),
+        max_length_k=max(LENGTHS),
+    )
+    return out  # type: ignore[no-any-return]
+
+
+def _seen(window: int | None, device: torch.device) -> torch.Tensor:
+    """Boolean [T, T]: same segment, not in the future, within the window (which counts the token itself)."""
+    segment = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS)).to(device)
+    place = torch.arange(sum(LENGTHS), device=device)
+    behind = place[:, None] - place
+    return (segment[:, None] == segment) & (behind >= 0) & (behind < (window or len(place)))
+
+
+def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
+    """softmax(q k / sqrt(D)) v over what is seen, in fp32: [1, T, H, D]."""
+    k, v = (x.repeat_interleave(HEADS // KEY_HEADS, dim=1) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) / math.sqrt(HEAD_SIZE)
+    weights = scores.masked_fill(~_seen(window, q.device), float("-inf")).softmax(-1)
+    return (weights @ v).transpose(1, 2)

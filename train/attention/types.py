@@ -1,0 +1,18 @@
+"""What an attention backend is to the rest of the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Attention:
+    name: str
+    """The backend: packed, flash2, sdpa; eager for a family that brings its own."""
+    implementation: str
+    """transformers' ``attn_implementation``."""
+    layout: Literal["flat", "padded"]
+    """flat: the rows of a micro-batch concatenated to [1, T] with the samples' bounds; padded: [B, L] with a mask."""
+    error: float = 0.0
+    """Largest absolute error of the start-up self-test against an fp32 reference; 0 where none is needed."""

@@ -1,0 +1,89 @@
+"""The group of ranks as one object, with a twin of size 1, so that nothing asks whether a process group exists."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of this run. Every method is collective: all ranks call it, in the same order."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sum over all ranks, in float64."""
+        if self.world == 1:
+            return list(values)
+        dtype = torch.float64 if self.device.type != "mps" else torch.float32
+        tensor = torch.tensor(values, dtype=dtype, device=self.device)
+        dist.all_reduce(tensor)
+        return [float(each) for each in tensor.tolist()]
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank if it is true on one."""
+        return self.sum([1.0 if flag else 0.0])[0] > 0
+
+    def all(self, flag: bool) -> bool:
+        """True on every rank only if it is true on each."""
+        return not self.any(not flag)
+
+    def broadcast(self, value: T, source: int = 0) -> T:
+        """The pickled ``value`` of rank ``source``, on every rank."""
+        if self.world == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=source, device=self.device)
+        return box[0]  # type: ignore[no-any-return]
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks in rank order, on every rank."""
+        if self.world == 1:
+            return [value]
+        box: list[Any] = [None] * self.world
+        dist.all_gather_object(box, value)
+        return box
+
+
+def ranks_from_environment(threads: int = 0) -> Ranks:
+    """This process among torchrun's, before any process group: device set, CPU threads set (0: cores / processes)."""
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        # accelerate imports DeepSpeed, which otherwise warns that it found no accelerator.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_world))
+    return Ranks(
+        rank=int(os.environ.get("RANK", "0")),
+        world=int(os.environ.get("WORLD_SIZE", "1")),
+        local_rank=local_rank,
+        local_world=local_world,
+        device=device,
+    )
+
+
+GROUP_TIMEOUT = timedelta(minutes=10)

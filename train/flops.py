@@ -1,0 +1,95 @@
+"""FLOPs of an optimizer step, counted on what it computes, and what the device could do: the two sides of MFU.
+
+Per token a matrix of P elements costs 2P forward, and backward 2P for the gradient of its input and 2P for its own
+(Kaplan et al. 2020, section 2.1: 6P in all). Attention costs 4 * width per layer and visible pair of positions
+forward, twice that backward. Padding, norms, embeddings and recomputation earn nothing, as MFU is defined (Chowdhery
+et al. 2022, PaLM, appendix B); logits count only where they are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from conf.schema import LoraTuning, RunConfig
+from data_prep.shards import Split
+from data_prep.stream import GlobalStep
+from train.models import family
+from train.parameters import Shape, shape_of
+
+# Dense matrix FLOP/s of one device by the first part of its name that fits, from the vendors' data sheets.
+PEAK_BF16: tuple[tuple[str, float], ...] = (
+    ("B200", 2250e12),
+    ("GH200", 989.4e12),
+    ("H200", 989.4e12),
+    ("H100 NVL", 835e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989.4e12),
+    ("H800", 989.4e12),
+    ("A100", 312e12),
+    ("A800", 312e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("A10G", 70e12),
+    ("A10", 125e12),
+    ("RTX 4090", 165.2e12),
+    ("RTX 3090", 71e12),
+)
+
+
+def device_peak(device: torch.device, dtype: str) -> float:
+    """Peak FLOP/s of ``device`` for matrices in ``dtype`` (bf16), dense; 0 where it is not known (CPUs, fp32)."""
+    if device.type != "cuda" or dtype != "bf16":
+        return 0.0
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_BF16 if part in name), 0.0)
+
+
+def step_flops(model_config: Mapping[str, Any], plan: GlobalStep, splits: Sequence[Split], cfg: RunConfig) -> float:
+    """FLOPs of one optimizer step over all ranks, forward and backward.
+
+    ``model_config``: the model's config.json as a mapping; ``splits``: in the order of the plan's source indices.
+    """
+    samples = np.array([sample for row in plan.rows for sample in row.samples], dtype=np.int64).reshape(-1, 2)
+    lengths = np.concatenate(
+        [np.asarray(split.lengths)[samples[samples[:, 0] == source, 1]] for source, split in enumerate(splits)]
+    ).astype(np.float64)
+    head_positions = plan.targets if cfg.compute.targets_only_head and cfg.data.pack == "exact" else plan.tokens
+    return training_flops(
+        shape_of(model_config),
+        positions=float(lengths.sum()),
+        pairs=float((lengths * (lengths + 1) / 2).sum()),
+        head_positions=float(head_positions),
+        adapter=adapter_elements(model_config, cfg),
+        full=cfg.tuning.method == "full",
+    )
+
+
+def training_flops(
+    shape: Shape, *, positions: float, pairs: float, head_positions: float, adapter: float, full: bool
+) -> float:
+    """FLOPs of forward and backward. ``pairs``: (query, key) pairs that causal attention sees; ``adapter``: elements.
+
+    A frozen matrix needs no gradient of its own: 4P instead of 6P.
+    """
+    per_element = 6.0 if full else 4.0
+    matrices = shape.layers * sum(linear.inputs * linear.outputs for linear in shape.linears)
+    head = shape.hidden * shape.vocab
+    attention = 3.0 * 4.0 * attention_width(shape) * shape.layers * pairs
+    return per_element * (matrices * positions + head * head_positions) + 6.0 * adapter * positions + attention
+
+
+def attention_width(shape: Shape) -> int:
+    """Heads times head size: the outputs of the query projection, or the width of the model where it is fused."""
+    return next((linear.outputs for linear in shape.linears if linear.name == "q_proj"), shape.hidden)
+
+
+def adapter_elements(model_config: Mapping[str, Any], cfg: RunConfig) -> int:
+    """Trained elements of the adapters; 0 in full tuning."""
+    if not isinstance(cfg.tuning, LoraTuning):
+        return 0
+    named = family(model_config["model_type"]).lora_targets if cfg.tuning.targets == "family" else cfg.tuning.targets
+    return shape_of(model_config).adapters(cfg.tuning.rank, list(named))

@@ -1,0 +1,150 @@
+"""Gradients of one global batch, computed in every way a run may cut it up, against plain torch.
+
+The reference takes the samples one after another through the model, without packing, DeepSpeed or other ranks, and
+divides by the number of supervised tokens. Every case is the production path: build, collate, loss, engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.multiprocessing.spawn import start_processes
+
+from conf.errors import DistributedFailure
+from conf.schema import AttentionConfig, RunConfig
+from data_prep.shards import Split, open_corpus
+from data_prep.stream import GlobalStep, PackedRow, Stream, rank_rows
+from train.batch import collate
+from train.distributed import Ranks
+from train.engine import Engine, deepspeed_settings, init_distributed, loading_context
+from train.engine.engine import close_distributed
+from train.loop import micro_batches
+from train.loss import token_nll_sum
+from train.model import build
+from train.plan import accumulation_steps
+from train.tuning import trainable
+
+Gradients = dict[str, torch.Tensor]
+TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Case:
+    label: str
+    world: int
+    micro_size: int
+    pack: Literal["exact", "none"]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What every process needs to compute the same thing."""
+
+    cfg: RunConfig
+    """The user's, with a shrunken model, fp32 and its own run_dir."""
+    corpus: Path
+    pad_id: int
+    eos_id: int
+    vocab_size: int
+
+    def plan(self, pack: str) -> tuple[list[Split], GlobalStep]:
+        """The first global batch; with ``pack`` none, the same samples with one per row."""
+        splits = open_corpus(self.corpus, verify="sizes").split("train")
+        size = self.cfg.batch.global_size
+        stream = Stream(splits, self.cfg.data, seed=self.cfg.seed, global_size=size)
+        step = next(stream)
+        if pack == "none":
+            alone = tuple(
+                PackedRow(samples=(sample,), tokens=int(splits[stream.names[sample[0]]].lengths[sample[1]]))
+                for row in step.rows
+                for sample in row.samples
+            )
+            step = replace(step, rows=alone)
+        return [splits[name] for name in stream.names], step
+
+
+def reference_gradients(proof: Proof) -> Gradients:
+    """Plain torch, sample by sample."""
+    cfg = replace(proof.cfg, attention=AttentionConfig(backend="sdpa"), data=replace(proof.cfg.data, pack="none"))
+    built = build(
+        cfg,
+        Ranks(),
+        vocab_size=proof.vocab_size,
+        pad_id=proof.pad_id,
+        eos_id=proof.eos_id,
+        init_context=contextlib.nullcontext(),
+    )
+    splits, step = proof.plan("none")
+    for row in step.rows:
+        batch = collate([row], splits, layout="padded", pad_id=proof.pad_id, device=torch.device("cpu"))
+        (token_nll_sum(built.model, batch, targets_only=False) / step.targets).backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad.clone() for name, p in trainable(built.model).items() if p.grad is not None}
+
+
+def case_gradients(proof: Proof, case: Case, ranks: Ranks) -> tuple[Gradients, int]:
+    """Gradients of the case as the engine holds them before its step, and the targets that all ranks really fed."""
+    splits, step = proof.plan(case.pack)
+    batch_size = replace(proof.cfg.batch, global_size=len(step.rows), micro_size=case.micro_size)
+    cfg = replace(proof.cfg, batch=batch_size, data=replace(proof.cfg.data, pack=case.pack))
+    settings = deepspeed_settings(
+        model=cfg.model, zero=cfg.zero, optim=cfg.optim, batch=cfg.batch, world=ranks.world, on_cpu=True
+    )
+    built = build(
+        cfg,
+        ranks,
+        vocab_size=proof.vocab_size,
+        pad_id=proof.pad_id,
+        eos_id=proof.eos_id,
+        init_context=loading_context(settings),
+    )
+    engine = Engine(built.model, trainable(built.model), settings=settings, optim=cfg.optim, zero=cfg.zero, ranks=ranks)
+    count, fed = accumulation_steps(cfg.batch, ranks.world), 0
+    for index, rows in enumerate(micro_batches(rank_rows(step, ranks.rank, ranks.world), case.micro_size, count)):
+        batch = collate(rows, splits, layout=built.attention.layout, pad_id=proof.pad_id, device=ranks.device)
+        nll = token_nll_sum(engine.module, batch, targets_only=cfg.compute.targets_only_head)
+        engine.accumulate(nll / step.targets, last=index == count - 1)
+        fed += batch.targets
+    return engine.gradients(), int(ranks.sum([float(fed)])[0])
+
+
+def _worker(rank: int, world: int, port: int, proof: Proof, cases: Sequence[Case], out: str) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+    ranks = Ranks(rank=rank, world=world, local_rank=rank, local_world=world)
+    init_distributed(ranks)
+    for case in cases:
+        found = case_gradients(proof, case, ranks)
+        if rank == 0:
+            torch.save(found, Path(out) / f"{case.label}.pt")
+    close_distributed()
+
+
+def run_cases(proof: Proof, cases: Sequence[Case], folder: Path) -> dict[Case, tuple[Gradients, int]]:
+    """Every case in real processes on the CPU, one launch per number of ranks. Raises DistributedFailure on a hang."""
+    for world in sorted({case.world for case in cases}):
+        mine = [case for case in cases if case.world == world]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        # Not fork: DeepSpeed and torch have threads by now.
+        context = start_processes(  # type: ignore[no-untyped-call]
+            _worker, args=(world, port, proof, mine, str(folder)), nprocs=world, join=False, start_method="spawn"
+        )
+        deadline = time.monotonic() + TIMEOUT_S
+        while not context.join(timeout=5.0):  # true once all have ended
+            if time.monotonic() > deadline:
+                for process in context.processes:
+                    process.kill()
+                raise DistributedFailure(f"{world} ranks did not finish within {TIMEOUT_S:.0f} s; run it again")
+    return {case: torch.load(folder / f"{case.label}.pt", weights_only=True) for case in cases}
