@@ -1,0 +1,1 @@
+"""Starts runs: composes, validates, plans, prepares, dispatches and supervises; never imports torch."""
