@@ -19,9 +19,10 @@ def main() -> int:
             raise
         time.sleep(3)  # torchrun ends the group with the first that leaves: the sentence is rank 0's, said once
         return error.code
-    from train.main import start  # torch only now: a typo is told within a second
+    from train.distributed import end_process  # torch only now: a typo is told within a second
+    from train.main import start
 
-    return start(cfg, sys.argv[1:])
+    return end_process(start(cfg, sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import socket
 import time
 from collections.abc import Sequence
@@ -16,14 +17,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
-from conf.errors import DistributedFailure
+from conf.errors import CorralError, DistributedFailure
 from conf.schema import AttentionConfig, RunConfig
 from data_prep.shards import Split, open_corpus
 from data_prep.stream import GlobalStep, PackedRow, Stream, rank_rows
 from train.batch import collate
-from train.distributed import Ranks
+from train.distributed import Ranks, end_process
 from train.engine import Engine, deepspeed_settings, init_distributed, loading_context
 from train.engine.engine import close_distributed
 from train.loop import micro_batches
@@ -34,6 +35,8 @@ from train.tuning import trainable
 
 Gradients = dict[str, torch.Tensor]
 TIMEOUT_S = 600.0
+REFUSAL = "refusal.pickle"
+"""Where a process leaves the sentence that the user should read."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +126,16 @@ def _worker(rank: int, world: int, port: int, proof: Proof, cases: Sequence[Case
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     ranks = Ranks(rank=rank, world=world, local_rank=rank, local_world=world)
     init_distributed(ranks)
-    for case in cases:
-        found = case_gradients(proof, case, ranks)
-        if rank == 0:
-            torch.save(found, Path(out) / f"{case.label}.pt")
+    try:
+        for case in cases:
+            found = case_gradients(proof, case, ranks)
+            if rank == 0:
+                torch.save(found, Path(out) / f"{case.label}.pt")
+    except CorralError as refusal:
+        Path(out, REFUSAL).write_bytes(pickle.dumps(refusal))
+        end_process(refusal.code)
     close_distributed()
+    end_process(0)
 
 
 def run_cases(proof: Proof, cases: Sequence[Case], folder: Path) -> dict[Case, tuple[Gradients, int]]:
@@ -142,9 +150,14 @@ def run_cases(proof: Proof, cases: Sequence[Case], folder: Path) -> dict[Case, t
             _worker, args=(world, port, proof, mine, str(folder)), nprocs=world, join=False, start_method="spawn"
         )
         deadline = time.monotonic() + TIMEOUT_S
-        while not context.join(timeout=5.0):  # true once all have ended
-            if time.monotonic() > deadline:
-                for process in context.processes:
-                    process.kill()
-                raise DistributedFailure(f"{world} ranks did not finish within {TIMEOUT_S:.0f} s; run it again")
+        try:
+            while not context.join(timeout=5.0):  # true once all have ended
+                if time.monotonic() > deadline:
+                    for process in context.processes:
+                        process.kill()
+                    raise DistributedFailure(f"{world} ranks did not finish within {TIMEOUT_S:.0f} s; run it again")
+        except ProcessExitedException as died:
+            if (folder / REFUSAL).exists():
+                raise pickle.loads((folder / REFUSAL).read_bytes()) from None
+            raise DistributedFailure(f"{died}, before all comparisons were made; run it again") from None
     return {case: torch.load(folder / f"{case.label}.pt", weights_only=True) for case in cases}
