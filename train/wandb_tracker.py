@@ -26,7 +26,8 @@ from train.redact import redact
 QUEUE_SIZE = 10_000
 PROBE_TIMEOUT_S = 5
 INIT_TIMEOUT_S = 20
-CLOSE_WAIT_S = 10.0
+CLOSE_WAIT_S = {"online": 10.0, "offline": 60.0}
+"""A server may never answer; what goes to this machine's own disk gets there, however busy the machine is."""
 POLL_S = 0.2
 
 
@@ -72,10 +73,10 @@ class WandbTracker:
 
     def close(self, code: int) -> None:
         self.exit_code = code
-        self.thread.join(CLOSE_WAIT_S)
+        self.thread.join(CLOSE_WAIT_S[self.mode])
         where = self.folder or self.run_dir / "wandb"
         if self.thread.is_alive():
-            self.tell(f"W&B: the server did not take everything in time; later: wandb sync {where}")
+            self.tell(f"W&B: not everything was taken in time; later: wandb sync {where}")
         elif self.mode == "offline":
             self.tell(f"W&B: recorded offline; to upload: wandb sync {where}")
         if self.lost:
@@ -133,7 +134,7 @@ class WandbTracker:
             x_disable_meta=True,
             x_save_requirements=False,
             init_timeout=INIT_TIMEOUT_S,
-            finish_timeout=CLOSE_WAIT_S,
+            finish_timeout=CLOSE_WAIT_S[self.mode],
         )
         return wandb.init(
             project=self.settings.project,

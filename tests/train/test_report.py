@@ -181,9 +181,13 @@ def test_ticks_span_the_values_with_few_round_numbers(one: float, other: float) 
     low, high = min(one, other), max(one, other)
     found = ticks(low, high)
     assert 1 <= len(found) <= 8
-    size = (high - low) or abs(high) or 1.0
+    size = max((high - low) or abs(high) or 1.0, sys.float_info.min)
     assert found[0] <= low + 1e-6 * size
     assert found[-1] >= high - 1e-6 * size
+
+
+def test_ticks_of_a_span_too_small_for_a_normal_number() -> None:
+    assert ticks(0.0, 5e-324) == [0.0]
 
 
 @given(st.integers(0, 10**7), st.integers(0, 10**7))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -118,7 +119,7 @@ def ticks(low: float, high: float, *, whole: bool = False, count: int = 5) -> li
     ``whole``: only whole numbers inside the span, for steps.
     """
     span = (high - low) or abs(high) or 1.0
-    raw = span / (count - 1)
+    raw = max(span / (count - 1), sys.float_info.min)  # the quotient of a subnormal span may be 0
     power = 10.0 ** math.floor(math.log10(raw))
     size = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= raw * 0.999)
     if whole:
