@@ -29,6 +29,8 @@ from train.state import TrainState
 LOST_PEER = (
     "Connection closed by peer",
     "Connection reset",
+    "Connection refused",
+    "connectFullMesh failed",
     "Broken pipe",
     "Timed out waiting",
     "NCCL error",
