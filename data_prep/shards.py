@@ -302,15 +302,18 @@ def read_manifest(path: Path, *, hint: str = "") -> dict[str, Any]:
         raise MissingInput(f"no prepared corpus at {path} (data.prepared); prepare it with: {command}")
     if not (path / MANIFEST).is_file():
         raise MissingInput(f"the corpus at {path} is unfinished (no {MANIFEST}); finish it with: {command}")
+    return parse_manifest((path / MANIFEST).read_text(), str(path / MANIFEST))
+
+
+def parse_manifest(text: str, where: str) -> dict[str, Any]:
+    """The MANIFEST read from ``where``; BadData if it is not one, or of another version."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads(text)
         version = manifest["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BadData(f"{path / MANIFEST} is not a corpus manifest ({error}); prepare the corpus again.") from error
+        raise BadData(f"{where} is not a corpus manifest ({error}); prepare the corpus again.") from error
     if version != VERSION:
-        raise BadData(
-            f"{path / MANIFEST} has version {version}, this Corral reads {VERSION}; prepare the corpus again."
-        )
+        raise BadData(f"{where} has version {version}, this Corral reads {VERSION}; prepare the corpus again.")
     return dict(manifest)
 
 
