@@ -159,7 +159,7 @@ def record(run: Run, report: StepReport) -> None:
             names=run.stream.names,
             seq_len=run.cfg.data.seq_len,
             world=run.ranks.world,
-            flops=step_flops(run.model_config, report.plan, run.splits, run.cfg),
+            flops=step_flops(run.model_config, report.plan, run.cfg),
             peak=device_peak(run.ranks.device, run.cfg.model.dtype),
         )
         run.tracker.log(run.state.step, metrics)

@@ -19,7 +19,7 @@ FILES = {
     "code": ("alpaca", "codealpaca/new_codealpaca.json.gz", 1.0),
     "dolly": ("alpaca", "dolly/dolly_3k.json.gz", 1.0),
     "cot": ("flan_cot", "flan_cot", 1.5),
-    "niv2": ("niv2", "niv2/tasks", 0.5),
+    "medical": ("alpaca", "medical/medical_meadow_wikidoc_patient.json.gz", 0.5),
 }
 STEPS = 24
 
@@ -34,10 +34,11 @@ def arguments(folder: Path, name: str, real_data: Callable[[str], Path], *more: 
         "~data.sources",
         f"+data.sources={{{leaves}}}",
         "data.seq_len=512",
-        "data.bad_row_budget=0.9",
+        "data.bad_row_budget=0.99",
         f"data.prepared={folder / 'corpus'}",
         "model=demo_llama",
         TINY_LLAMA,
+        f"model.tokenizer={real_data('tokenizers/tiny_torchtitan')}",
         "model.dtype=fp32",
         f"run_dir={folder / name}",
         "batch.global_size=7",
