@@ -59,9 +59,9 @@ class Stream:
         """What ``allow_change`` accepted when the state was loaded; for the run's record."""
         self._data, self._global_size, self._max_steps = data, global_size, max_steps
         self._rows = [split.rows for split in splits.values()]
-        self._planner = Planner(splits, seed=seed, seq_len=data.seq_len, packing=data.pack)
+        self.planner = Planner(splits, seed=seed, seq_len=data.seq_len, packing=data.pack)
         self._schedule = self._new_schedule()
-        self.window_size = window_size(data, sum(self._rows), sum(self._planner.tokens))
+        self.window_size = window_size(data, sum(self._rows), sum(self.planner.tokens))
         """Samples per window, except where one ends early."""
         self._plan = describe(
             splits,
@@ -103,12 +103,21 @@ class Stream:
         most = (self._max_steps - cursor.step) * self._global_size if self._max_steps else None
         if most is not None and self._least_rows(cursor) >= most:
             return self._max_steps
-        left = 0
-        while (most is None or left < most) and (place := self._place(cursor)) is not None:
-            left += max(0, self._row_count(place) - cursor.offset)
-            cursor = _Cursor(index=place.index + 1, start=place.stop)
+        left, served = 0, cursor.offset
+        for place in self.places():
+            if most is not None and left >= most:
+                break
+            left += max(0, self._row_count(place) - served)
+            served = 0
         steps = self._cursor.step + -(-left // self._global_size)
         return min(steps, self._max_steps) if self._max_steps else steps
+
+    def places(self) -> Iterator[Place]:
+        """The windows of what is left of the run, the one at the cursor included; none is planned for it."""
+        cursor = self._cursor
+        while (place := self._place(cursor)) is not None:
+            yield place
+            cursor = _Cursor(index=place.index + 1, start=place.stop)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands after the last step that was handed out; JSON-able, the same on every rank.
@@ -182,7 +191,7 @@ class Stream:
     def _weights(self) -> list[Fraction]:
         sizes = {
             name: Size(rows, tokens)
-            for name, rows, tokens in zip(self.names, self._rows, self._planner.tokens, strict=True)
+            for name, rows, tokens in zip(self.names, self._rows, self.planner.tokens, strict=True)
         }
         shares = fractions(self._data.sources, sizes, self._data.unit)
         return [shares.get(name, Fraction(0)) for name in self.names]
@@ -190,7 +199,7 @@ class Stream:
     @cached_property
     def _draws(self) -> int:
         """Draws of the whole run."""
-        amounts = Amounts(self._rows, self._planner.tokens, self._planner.tokens_between)
+        amounts = Amounts(self._rows, self.planner.tokens, self.planner.tokens_between)
         return total_draws(self._data.stop, self._schedule, amounts)
 
     def _place(self, cursor: _Cursor) -> Place | None:
@@ -217,14 +226,14 @@ class Stream:
         if self._data.pack == "none":
             return self._draws - cursor.start - cursor.offset
         counts = self._schedule.counts
-        tokens = self._planner.tokens_between(counts(cursor.start), counts(self._draws))
+        tokens = self.planner.tokens_between(counts(cursor.start), counts(self._draws))
         return -(-tokens // self._data.seq_len) - cursor.offset
 
     def _row_count(self, place: Place) -> int:
         if self._window is not None and self._window.place == place:
             return self._window.rows
         if place.start not in self._row_counts:
-            self._row_counts[place.start] = self._planner.count_rows(place)
+            self._row_counts[place.start] = self.planner.count_rows(place)
         return self._row_counts[place.start]
 
     def _take(self, wanted: int) -> list[Part]:
@@ -243,10 +252,10 @@ class Stream:
         """The window at the cursor; the one after it is planned meanwhile, while the caller waits for its device."""
         if self._window is None and (place := self._place(self._cursor)) is not None:
             self._window = (
-                self._ahead.result() if self._ahead and place == self._ahead_place else self._planner.plan(place)
+                self._ahead.result() if self._ahead and place == self._ahead_place else self.planner.plan(place)
             )
             self._ahead_place = self._place(_Cursor(index=place.index + 1, start=place.stop))
-            self._ahead = self._worker.submit(self._planner.plan, self._ahead_place) if self._ahead_place else None
+            self._ahead = self._worker.submit(self.planner.plan, self._ahead_place) if self._ahead_place else None
         return self._window
 
     def _move(self, window: Window, offset: int, taken: int) -> None:

@@ -186,7 +186,7 @@ def test_the_number_of_steps_is_exact_wherever_the_limit_is(max_steps: int, take
 
 def test_a_limit_far_from_the_end_costs_no_packing(monkeypatch: pytest.MonkeyPatch) -> None:
     made = stream(data_config(MIXTURE, stop=StopConfig(epochs=50.0)), max_steps=9)
-    monkeypatch.setattr(made._planner, "count_rows", lambda place: pytest.fail("packed a window to count its rows"))
+    monkeypatch.setattr(made.planner, "count_rows", lambda place: pytest.fail("packed a window to count its rows"))
     assert made.total_steps() == 9
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.end_to_end.commands import TINY_LLAMA, call, lines, train
 from tests.end_to_end.test_resume import kill_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.faults]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(600)]
 
 FILES = {
     "alpaca": ("alpaca", "alpaca/alpaca_data.json.gz", 3.0),
