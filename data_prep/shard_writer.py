@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,10 @@ class SplitWriter:
         """Append one sample; raises ValueError for an empty one, or one whose mask has another length."""
         if not len(sample.input_ids) or len(sample.input_ids) != len(sample.loss_mask):
             raise ValueError(f"sample of row {sample.row} is empty or its mask has another length")
-        self._pending.append(sample)
+        # Copies: a view would keep the whole block it is cut from until this batch is full, and where few rows are held
+        # out that is every block of the source.
+        ids, mask = np.array(sample.input_ids, np.int32), np.array(sample.loss_mask, np.uint8)
+        self._pending.append(replace(sample, input_ids=ids, loss_mask=mask))
         self._supervised += sample.targets
         self.max_tokens = max(self.max_tokens, len(sample.input_ids))
         self.min_vocab = max(self.min_vocab, int(np.max(sample.input_ids)) + 1)

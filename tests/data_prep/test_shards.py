@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,17 @@ def test_bad_samples_are_refused(tmp_path: Path) -> None:
     for ids, mask in (([], []), ([1, 2], [1])):
         with pytest.raises(ValueError, match="empty or its mask"):
             writer.add(Sample(ids, mask, file=0, row=0))
+
+
+def test_a_waiting_sample_keeps_nothing_but_itself(tmp_path: Path) -> None:
+    writer = SplitWriter(tmp_path / "a" / "train", tmp_path)
+    tracemalloc.start()
+    for row in range(50):
+        block = np.zeros(500_000, np.int32)
+        writer.add(Sample(block[:10], np.ones(10, np.uint8), file=0, row=row))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 3 * 500_000 * 4
 
 
 def test_absent_unfinished_and_foreign_corpora(tmp_path: Path) -> None:
