@@ -50,7 +50,7 @@ def test_memory_does_not_grow_with_steps() -> None:
 
 @pytest.mark.slow
 def test_memory_is_a_few_bytes_per_row(tmp_path: Path) -> None:
-    """Opened, streamed and resumed at 90%: 20 MiB and 4 bytes per row bound what a million rows take."""
+    """Opened, and the first batch made: 20 MiB and 4 bytes per row bound what a million rows take."""
     rows = 1_000_000
     write_corpus(tmp_path, rows)
     found = json.loads(output_of(str(ROOT / "benchmarks" / "scale.py"), "--measure", str(tmp_path)))
