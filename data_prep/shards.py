@@ -58,37 +58,39 @@ def schema() -> Any:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Views of one record batch in the memory map."""
+    """One record batch in the memory map. Its views are made when a row of it is first read: opening needs few."""
 
-    ids: Ints
-    mask: Bytes
-    ids_at: Ints
-    """Offsets of the rows in ``ids``, one more than rows."""
-    mask_at: Ints
     record: Any
 
+    @property
+    def rows(self) -> int:
+        return int(self.record.num_rows)
+
     @cached_property
-    def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """The columns of one number per row. Opening needs one of them, so most batches never make these views."""
-        return {name: _plain(self.record.column(name), kind) for name, kind in PLAIN.items()}
+    def ids(self) -> tuple[Ints, Ints]:
+        """Tokens of all rows, and where each row begins in them (one more than rows)."""
+        return np.frombuffer(self._buffer("input_ids", 3), np.int32), self.offsets("input_ids")
 
+    @cached_property
+    def mask(self) -> tuple[Bytes, Ints]:
+        return np.frombuffer(self._buffer("loss_mask", 3), np.uint8), self.offsets("loss_mask")
 
-def _plain(column: Any, dtype: type) -> npt.NDArray[Any]:
-    return np.frombuffer(column.buffers()[1], dtype)[column.offset : column.offset + len(column)]
+    @cached_property
+    def numbers(self) -> dict[str, npt.NDArray[Any]]:
+        """The columns of one number per row."""
+        return {name: self.plain(name) for name in PLAIN}
 
+    def offsets(self, name: str) -> Ints:
+        start = self.record.column(name).offset
+        return np.frombuffer(self._buffer(name, 1), np.int32)[start : start + self.rows + 1]
 
-def _list(column: Any, dtype: type) -> tuple[npt.NDArray[Any], Ints]:
-    _, offsets, _, values = column.buffers()
-    at = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
-    return np.frombuffer(values, dtype), at
+    def plain(self, name: str) -> npt.NDArray[Any]:
+        start = self.record.column(name).offset
+        return np.frombuffer(self._buffer(name, 1), PLAIN[name])[start : start + self.rows]
 
-
-def _view(batch: Any) -> _Batch:
-    ids, ids_at = _list(batch.column("input_ids"), np.int32)
-    mask, mask_at = _list(batch.column("loss_mask"), np.uint8)
-    if missing := PLAIN.keys() - set(batch.schema.names):
-        raise KeyError(f"no column {min(missing)}")
-    return _Batch(ids, mask, ids_at, mask_at, batch)
+    def _buffer(self, name: str, number: int) -> Any:
+        """A buffer of a column: 1 the values, or the offsets of a list column, whose values are 3."""
+        return self.record.column(name).buffers()[number]
 
 
 def _narrow(batches: Sequence[_Batch], column: Callable[[_Batch], Ints]) -> Lengths:
@@ -96,7 +98,7 @@ def _narrow(batches: Sequence[_Batch], column: Callable[[_Batch], Ints]) -> Leng
 
     Filled in place, because freed copies of every batch would stay on the heap between the views that are kept.
     """
-    whole = np.empty(sum(len(batch.ids_at) - 1 for batch in batches), np.uint16)
+    whole = np.empty(sum(batch.rows for batch in batches), np.uint16)
     start = 0
     for batch in batches:
         part = column(batch)
@@ -121,7 +123,7 @@ class Split:
 
     @cached_property
     def _starts(self) -> list[int]:
-        return [0, *np.cumsum([len(batch.ids_at) - 1 for batch in self.batches]).tolist()]
+        return [0, *np.cumsum([batch.rows for batch in self.batches]).tolist()]
 
     @property
     def rows(self) -> int:
@@ -130,12 +132,12 @@ class Split:
     @cached_property
     def lengths(self) -> Lengths:
         """Tokens per row, [rows]: uint16, int32 only if a row has 65,536 tokens or more."""
-        return _narrow(self.batches, lambda batch: batch.ids_at[1:] - batch.ids_at[:-1])
+        return _narrow(self.batches, lambda batch: np.diff(batch.offsets("input_ids")))
 
     @cached_property
     def targets(self) -> Lengths:
         """Supervised tokens that have a predecessor, per row, [rows]: uint16 or int32."""
-        return _narrow(self.batches, lambda batch: _plain(batch.record.column("targets"), np.int32))
+        return _narrow(self.batches, lambda batch: batch.plain("targets"))
 
     def _find(self, row: int) -> tuple[_Batch, int]:
         if not 0 <= row < self.rows:
@@ -146,13 +148,13 @@ class Split:
     def tokens(self, row: int) -> tuple[Ints, Bytes]:
         """Views of (input_ids int32 [n], loss_mask uint8 [n]); read-only."""
         batch, at = self._find(row)
-        ids = batch.ids[batch.ids_at[at] : batch.ids_at[at + 1]]
-        return ids, batch.mask[batch.mask_at[at] : batch.mask_at[at + 1]]
+        (ids, ids_at), (mask, mask_at) = batch.ids, batch.mask
+        return ids[ids_at[at] : ids_at[at + 1]], mask[mask_at[at] : mask_at[at + 1]]
 
     def origin(self, row: int) -> tuple[str, int, int]:
         """(raw file, row in it, variant)."""
         batch, at = self._find(row)
-        columns = batch.columns
+        columns = batch.numbers
         return self.files[columns["file"][at]], int(columns["row"][at]), int(columns["variant"][at])
 
     def uid(self, row: int) -> int:
@@ -163,7 +165,7 @@ class Split:
     def prefix(self, row: int) -> tuple[int, int]:
         """(index into the MANIFEST's prefixes, or -1; tokens of it that this row starts with)."""
         batch, at = self._find(row)
-        return int(batch.columns["prefix"][at]), int(batch.columns["prefix_len"][at])
+        return int(batch.numbers["prefix"][at]), int(batch.numbers["prefix_len"][at])
 
 
 @dataclass(frozen=True)
@@ -198,10 +200,11 @@ class Corpus:
 def _read_shard(path: Path, rows: int) -> list[_Batch]:
     try:
         with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            batches = [_view(batch) for batch in reader]
+            batches = [_Batch(record) for record in reader]
+            _check_columns(reader.schema)
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise BadData(f"{path} is not a shard of a prepared corpus ({error}); prepare the corpus again.") from error
-    found = sum(len(batch.ids_at) - 1 for batch in batches)
+    found = sum(batch.rows for batch in batches)
     _check_rows(path, batches)
     if found != rows:
         raise BadData(f"{path} has {found} rows, its MANIFEST says {rows}; prepare the corpus again.")
@@ -212,15 +215,23 @@ def _check_rows(path: Path, batches: list[_Batch]) -> None:
     """A row without a token has no place in a packed row, and a mask of another length would shift every label."""
     before = 0
     for batch in batches:
-        empty = batch.ids_at[1:] <= batch.ids_at[:-1]
+        ids_at, mask_at = batch.offsets("input_ids"), batch.offsets("loss_mask")
+        empty = ids_at[1:] <= ids_at[:-1]
         if empty.any():
             raise BadData(f"row {before + int(empty.argmax())} of {path} has no tokens; prepare the corpus again.")
-        if not np.array_equal(batch.ids_at - batch.ids_at[0], batch.mask_at - batch.mask_at[0]):
-            row = before + int((np.diff(batch.ids_at) != np.diff(batch.mask_at)).argmax())
+        if not np.array_equal(ids_at, mask_at) and not np.array_equal(np.diff(ids_at), np.diff(mask_at)):
+            row = before + int((np.diff(ids_at) != np.diff(mask_at)).argmax())
             raise BadData(
                 f"row {row} of {path} has a mask of another length than its tokens; prepare the corpus again."
             )
-        before += len(empty)
+        before += batch.rows
+
+
+def _check_columns(found: Any) -> None:
+    """KeyError unless every column is there, as the type that the views take it for."""
+    for wanted in schema():
+        if found.field(wanted.name).type != wanted.type:
+            raise KeyError(f"column {wanted.name} is {found.field(wanted.name).type}, not {wanted.type}")
 
 
 def read_manifest(path: Path, *, hint: str = "") -> dict[str, Any]:

@@ -34,6 +34,7 @@ from data_prep.prepare import prepare
 from data_prep.prepared import open_prepared
 from data_prep.shards import open_corpus
 from data_prep.staging import stage
+from launch.prepare import is_prepared
 from tests.data_prep.made import config
 from tests.data_prep.test_shards import rows, write
 
@@ -257,6 +258,7 @@ def test_a_run_reads_the_copy_and_preparation_never_writes_to_a_url(source: Path
     leaf = {"format": "alpaca", "path": "x.json"}
     cfg = config({"a": leaf}, url(source), cache=str(tmp_path / "cache"))  # type: ignore[arg-type]
     assert corpus_path(cfg).parent == tmp_path / "cache"
+    assert is_prepared(cfg)  # launch leaves it to training to fetch and to judge
     corpus = open_prepared(cfg)
     assert corpus.path == corpus_path(cfg)
     assert content(corpus.path) == content(source)
