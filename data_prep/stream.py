@@ -59,14 +59,15 @@ class Stream:
         """What ``allow_change`` accepted when the state was loaded; for the run's record."""
         self._data, self._global_size, self._max_steps = data, global_size, max_steps
         self._rows = [split.rows for split in splits.values()]
-        self._planner = Planner(splits, seed=seed, seq_len=data.seq_len, packing=data.pack)
+        self.planner = Planner(splits, seed=seed, seq_len=data.seq_len, packing=data.pack)
         self._schedule = self._new_schedule()
-        self._window_size = window_size(data, sum(self._rows), sum(self._planner.tokens))
+        self.window_size = window_size(data, sum(self._rows), sum(self.planner.tokens))
+        """Samples per window, except where one ends early."""
         self._plan = describe(
             splits,
             data,
             seed=seed,
-            window=self._window_size,
+            window=self.window_size,
             shares=self._schedule.at(0)[0].shares,
             limits=self._schedule.limits,
         )
@@ -93,15 +94,30 @@ class Stream:
         return step
 
     def total_steps(self) -> int:
-        """Steps of the whole run, those already taken included. Exact; packs the lengths of what is left, once."""
+        """Steps of the whole run, those already taken included. Exact.
+
+        Packs the lengths of what is left, once (about 1 s per million samples), unless ``max_steps`` ends the run
+        before the data can.
+        """
         cursor = self._cursor
         most = (self._max_steps - cursor.step) * self._global_size if self._max_steps else None
-        left = 0
-        while (most is None or left < most) and (place := self._place(cursor)) is not None:
-            left += max(0, self._row_count(place) - cursor.offset)
-            cursor = _Cursor(index=place.index + 1, start=place.stop)
+        if most is not None and self._least_rows(cursor) >= most:
+            return self._max_steps
+        left, served = 0, cursor.offset
+        for place in self.places():
+            if most is not None and left >= most:
+                break
+            left += max(0, self._row_count(place) - served)
+            served = 0
         steps = self._cursor.step + -(-left // self._global_size)
         return min(steps, self._max_steps) if self._max_steps else steps
+
+    def places(self) -> Iterator[Place]:
+        """The windows of what is left of the run, the one at the cursor included; none is planned for it."""
+        cursor = self._cursor
+        while (place := self._place(cursor)) is not None:
+            yield place
+            cursor = _Cursor(index=place.index + 1, start=place.stop)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands after the last step that was handed out; JSON-able, the same on every rank.
@@ -175,7 +191,7 @@ class Stream:
     def _weights(self) -> list[Fraction]:
         sizes = {
             name: Size(rows, tokens)
-            for name, rows, tokens in zip(self.names, self._rows, self._planner.tokens, strict=True)
+            for name, rows, tokens in zip(self.names, self._rows, self.planner.tokens, strict=True)
         }
         shares = fractions(self._data.sources, sizes, self._data.unit)
         return [shares.get(name, Fraction(0)) for name in self.names]
@@ -183,7 +199,7 @@ class Stream:
     @cached_property
     def _draws(self) -> int:
         """Draws of the whole run."""
-        amounts = Amounts(self._rows, self._planner.tokens, self._planner.tokens_between)
+        amounts = Amounts(self._rows, self.planner.tokens, self.planner.tokens_between)
         return total_draws(self._data.stop, self._schedule, amounts)
 
     def _place(self, cursor: _Cursor) -> Place | None:
@@ -194,7 +210,7 @@ class Stream:
         stop = cursor.stop
         if stop is None:
             phase, end = self._schedule.at(cursor.start)
-            stop = min(cursor.start + self._window_size, self._draws)
+            stop = min(cursor.start + self.window_size, self._draws)
             if end is not None:
                 stop = min(stop, end)
             if phase.only is not None:
@@ -205,19 +221,27 @@ class Stream:
         counts = self._schedule.counts
         return Place(cursor.index, cursor.start, stop, counts(cursor.start), counts(stop))
 
+    def _least_rows(self, cursor: _Cursor) -> int:
+        """Rows from the cursor on if every one were full: no packing has fewer."""
+        if self._data.pack == "none":
+            return self._draws - cursor.start - cursor.offset
+        counts = self._schedule.counts
+        tokens = self.planner.tokens_between(counts(cursor.start), counts(self._draws))
+        return -(-tokens // self._data.seq_len) - cursor.offset
+
     def _row_count(self, place: Place) -> int:
         if self._window is not None and self._window.place == place:
-            return len(self._window.rows)
+            return self._window.rows
         if place.start not in self._row_counts:
-            self._row_counts[place.start] = self._planner.count_rows(place)
+            self._row_counts[place.start] = self.planner.count_rows(place)
         return self._row_counts[place.start]
 
     def _take(self, wanted: int) -> list[Part]:
         """The next ``wanted`` rows, or what is left; moves the cursor past them."""
         parts: list[Part] = []
         while wanted and (window := self._open()) is not None:
-            first = min(self._cursor.offset, len(window.rows))
-            last = min(first + wanted, len(window.rows))
+            first = min(self._cursor.offset, window.rows)
+            last = min(first + wanted, window.rows)
             if last > first:
                 parts.append(Part(window, first, last))
             wanted -= last - first
@@ -228,15 +252,15 @@ class Stream:
         """The window at the cursor; the one after it is planned meanwhile, while the caller waits for its device."""
         if self._window is None and (place := self._place(self._cursor)) is not None:
             self._window = (
-                self._ahead.result() if self._ahead and place == self._ahead_place else self._planner.plan(place)
+                self._ahead.result() if self._ahead and place == self._ahead_place else self.planner.plan(place)
             )
             self._ahead_place = self._place(_Cursor(index=place.index + 1, start=place.stop))
-            self._ahead = self._worker.submit(self._planner.plan, self._ahead_place) if self._ahead_place else None
+            self._ahead = self._worker.submit(self.planner.plan, self._ahead_place) if self._ahead_place else None
         return self._window
 
     def _move(self, window: Window, offset: int, taken: int) -> None:
         cursor = replace(self._cursor, offset=offset, rows_done=self._cursor.rows_done + taken)
-        if offset == len(window.rows):
+        if offset == window.rows:
             cursor = replace(cursor, index=cursor.index + 1, start=window.place.stop, offset=0, stop=None)
             self._window = None
         self._cursor = cursor

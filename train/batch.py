@@ -14,10 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from data_prep.interop import IGNORE, labels_of
 from data_prep.shards import Split
 from data_prep.stream import PackedRow
-
-IGNORE = -100
 
 
 @dataclass(frozen=True)
@@ -53,16 +52,10 @@ def collate(
     pieces = [split.tokens(row) for split, row in samples]
     uids = tuple(split.uid(row) for split, row in samples)
     ids = [np.asarray(tokens, dtype=np.int64) for tokens, _ in pieces] or [np.array([pad_id], dtype=np.int64)]
-    labels = [_labels(tokens, mask) for tokens, mask in pieces] or [np.array([IGNORE], dtype=np.int64)]
+    labels = [labels_of(tokens, mask) for tokens, mask in pieces] or [np.array([IGNORE], dtype=np.int64)]
     counts = {"tokens": sum(len(tokens) for tokens, _ in pieces), "targets": sum(int((x >= 0).sum()) for x in labels)}
     build = _flat if layout == "flat" else _padded
     return build(ids, labels, pad_id=pad_id, device=device, uids=uids, counts=counts)
-
-
-def _labels(tokens: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    labels = np.where(mask != 0, tokens, IGNORE).astype(np.int64)
-    labels[0] = IGNORE
-    return labels
 
 
 def _flat(

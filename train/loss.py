@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from train.batch import IGNORE, Batch, forward_kwargs
+from data_prep.interop import IGNORE
+from train.batch import Batch, forward_kwargs
 
 
 def token_nll_sum(model: torch.nn.Module, batch: Batch, *, targets_only: bool) -> torch.Tensor:

@@ -104,9 +104,9 @@ def test_awkward_lengths_are_packed_as_well_as_by_best_fit_and_quickly(shape: st
         "long_tail": 10 + (noise**3 // 8192**2) // 5,
         "bimodal": np.where(noise % 5 < 2, 900 + noise % 700, 40 + noise % 200),
     }[shape].tolist()
-    start = time.perf_counter()
+    start = time.process_time()  # not the wall clock, which counts what else the machine does
     rows = pack(lengths, 2049)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert len(rows) <= len(reference(lengths, 2049))
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.errors import BadData, MissingInput
 from data_prep.durable import commit, file_digest
-from data_prep.shards import Sample, SplitWriter, open_corpus
+from data_prep.shard_writer import Sample, SplitWriter
+from data_prep.shards import open_corpus
 
 Row = tuple[list[int], list[int]]
 
@@ -35,7 +38,8 @@ def write(root: Path, content: dict[str, list[Row]], **sizes: int) -> dict[str, 
         sources.setdefault(source, {"rejected": {}, "splits": {}})["splits"][split] = writer.finish()
     manifest = {
         "version": 1,
-        "tokenizer": {"fingerprint": "f"},
+        "tokenizer": {"fingerprint": "f", "vocab_size": 1002},
+        "min_vocab": 1001,
         "template": dict.fromkeys(sources, "alpaca"),
         "files": {source: [{"path": "raw.json", "bytes": 1, "xxh3": "x"}] for source in sources},
         "sources": sources,
@@ -67,11 +71,20 @@ def test_views_are_zero_copy_typed_and_read_only(tmp_path: Path) -> None:
     write(tmp_path, {"a/train": rows(10)})
     split = open_corpus(tmp_path).split("train")["a"]
     ids, mask = split.tokens(3)
-    assert (ids.dtype, mask.dtype, split.lengths.dtype, split.targets.dtype) == (np.int32, np.uint8, np.int32, np.int32)
+    assert (ids.dtype, mask.dtype) == (np.int32, np.uint8)
+    assert (split.lengths.dtype, split.targets.dtype) == (np.uint16, np.uint16)
     assert not ids.flags.owndata
     assert not ids.flags.writeable
     with pytest.raises(IndexError, match="row 10 of 10"):
         split.tokens(10)
+
+
+def test_rows_of_more_tokens_than_two_bytes_count(tmp_path: Path) -> None:
+    long = ([1] * 70_000, [1] * 70_000)
+    write(tmp_path, {"a/train": [*rows(3), long]})
+    split = open_corpus(tmp_path).split("train")["a"]
+    assert (split.lengths.dtype, split.targets.dtype) == (np.int32, np.int32)
+    assert (int(split.lengths[3]), int(split.targets[3])) == (70_000, 69_999)
 
 
 def test_datasets_opens_a_shard(tmp_path: Path) -> None:
@@ -124,6 +137,17 @@ def test_bad_samples_are_refused(tmp_path: Path) -> None:
             writer.add(Sample(ids, mask, file=0, row=0))
 
 
+def test_a_waiting_sample_keeps_nothing_but_itself(tmp_path: Path) -> None:
+    writer = SplitWriter(tmp_path / "a" / "train", tmp_path)
+    tracemalloc.start()
+    for row in range(50):
+        block = np.zeros(500_000, np.int32)
+        writer.add(Sample(block[:10], np.ones(10, np.uint8), file=0, row=row))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 3 * 500_000 * 4
+
+
 def test_absent_unfinished_and_foreign_corpora(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match=r"no prepared corpus at .*python -m data_prep x=y"):
         open_corpus(tmp_path / "nope", hint="python -m data_prep x=y")
@@ -155,6 +179,43 @@ def test_damage_is_refused_by_file_name(tmp_path: Path, damage: str) -> None:
     if damage != "flip":
         with pytest.raises(BadData, match=r"shard-00000\.arrow"):
             open_corpus(tmp_path, verify="sizes")
+
+
+def rewritten(shard: Path, batch: Any) -> None:
+    with shard.open("wb") as sink, pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "message"),
+    [
+        ([[1], [2, 3], [], [4]], [[1], [1, 1], [], [1]], r"row 2 of .*shard-00000\.arrow has no tokens"),
+        ([[1], [2, 3], [4]], [[1], [1], [1, 1]], r"row 1 of .*shard-00000\.arrow has a mask of another length"),
+    ],
+)
+def test_rows_that_no_writer_makes_are_refused_by_file_name(
+    tmp_path: Path, ids: list[list[int]], mask: list[list[int]], message: str
+) -> None:
+    """The bytes are what the MANIFEST says, and wrong all the same: another program wrote them."""
+    manifest = write(tmp_path, {"a/train": rows(len(ids))})
+    shard = tmp_path / "a/train/shard-00000.arrow"
+    with pa.ipc.open_stream(shard.read_bytes()) as reader:
+        batch = reader.read_next_batch()
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    columns |= {"input_ids": pa.array(ids, pa.list_(pa.int32())), "loss_mask": pa.array(mask, pa.list_(pa.uint8()))}
+    rewritten(shard, pa.record_batch(columns, schema=batch.schema))
+    entry = manifest["sources"]["a"]["splits"]["train"]["shards"][0]
+    entry |= {"bytes": shard.stat().st_size, "xxh3": file_digest(shard)}
+    commit(tmp_path / "MANIFEST.json", json.dumps(manifest).encode())
+    with pytest.raises(BadData, match=message):
+        open_corpus(tmp_path).split("train")
+
+
+def test_an_id_beyond_the_vocabulary_is_refused_by_file_name(tmp_path: Path) -> None:
+    manifest = write(tmp_path, {"a/train": rows(5)})
+    commit(tmp_path / "MANIFEST.json", json.dumps(manifest | {"min_vocab": 1003}).encode())
+    with pytest.raises(BadData, match=r"MANIFEST\.json says that the largest token id is 1002, .* ids below 1002"):
+        open_corpus(tmp_path)
 
 
 def test_a_shard_with_other_rows_than_its_manifest(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.interop import IGNORE
 from data_prep.stream import PackedRow
-from train.batch import IGNORE, collate, forward_kwargs
+from train.batch import collate, forward_kwargs
 from train.loss import token_nll_sum
 
 CPU = torch.device("cpu")

@@ -1,0 +1,115 @@
+"""A prepared corpus for other trainers: maps and an iterator of rows as dicts, with the names Hugging Face uses.
+
+    torch     DataLoader(PackedView(stream, splits), batch_sampler=...), or any loop over RankSteps(stream, splits)
+    HF        Trainer(train_dataset=PackedView(stream, splits), ...), or SampleView(split) without packing
+    Grain     grain.MapDataset.source(PackedView(stream, splits))
+
+A row is ``{"input_ids", "labels", "position_ids"}``, int64 [tokens] each: ``labels[i]`` is the token at i, or -100
+where nothing is learnt (HF's models shift them); positions restart at 0 with every sample, which is what keeps the
+samples of a row apart in attention kernels that look at them. Rows are as long as their samples: padding is the
+collator's choice.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.shards import Split
+from data_prep.stream import PackedRow, Stream, rank_rows
+from data_prep.windows import Window
+
+IGNORE = -100
+
+KEPT_WINDOWS = 4
+"""Planned windows that a PackedView keeps: neighbours for a loader that reads a little out of order."""
+
+Row = dict[str, NDArray[np.int64]]
+
+
+def row_arrays(packed: PackedRow, splits: Sequence[Split]) -> Row:
+    """The samples of one packed row, one after another; ``splits`` in the order of ``Stream.names``."""
+    pieces = [splits[source].tokens(row) for source, row in packed.samples]
+    empty = [np.zeros(0, np.int64)]
+    return {
+        "input_ids": np.concatenate([ids.astype(np.int64) for ids, _ in pieces] or empty),
+        "labels": np.concatenate([labels_of(ids, mask) for ids, mask in pieces] or empty),
+        "position_ids": np.concatenate([np.arange(len(ids), dtype=np.int64) for ids, _ in pieces] or empty),
+    }
+
+
+def labels_of(ids: NDArray[np.int32], mask: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The tokens that are learnt; the first of a sample never is, because the token before it is another sample's."""
+    labels = np.where(mask != 0, ids, IGNORE).astype(np.int64)
+    labels[0] = IGNORE
+    return labels
+
+
+class SampleView:
+    """One split of one source as a map: ``view[i]`` is sample i, alone in its row, in the order of the corpus."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+
+    def __len__(self) -> int:
+        return self._split.rows
+
+    def __getitem__(self, row: int) -> Row:
+        return row_arrays(PackedRow(((0, int(row)),)), [self._split])
+
+
+class PackedView:
+    """The packed rows of a whole run as a map: ``view[i]`` is global row i, as Corral's own training would read it.
+
+    ``stream`` is one that has not begun. Making the view packs the lengths of the whole run once (about 1 s per
+    million samples). The rows are shuffled and mixed already: read them in order, or at least block by block, because
+    a row costs the plan of its window (a few milliseconds) unless that window was among the last few.
+    """
+
+    def __init__(self, stream: Stream, splits: Mapping[str, Split]) -> None:
+        self._splits = [splits[name] for name in stream.names]
+        self._planner, self._places = stream.planner, list(stream.places())
+        self._ends = list(accumulate(self._planner.count_rows(place) for place in self._places))
+        self._recent: dict[int, Window] = {}
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, row: int) -> Row:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        number = bisect_right(self._ends, int(row))
+        first = self._ends[number - 1] if number else 0
+        return row_arrays(self._window(number).packed(int(row) - first), self._splits)
+
+    def _window(self, number: int) -> Window:
+        if number not in self._recent:
+            if len(self._recent) == KEPT_WINDOWS:
+                self._recent.pop(next(iter(self._recent)))
+            self._recent[number] = self._planner.plan(self._places[number])
+        return self._recent[number]
+
+
+class RankSteps:
+    """An iterator of steps: of each, the rows of one rank, packed and mixed as Corral's own training reads them.
+
+    A step is a list of ceil(global_size / world) rows; those beyond the end of the data have no tokens. Every rank
+    gets equally many steps. ``stream.state_dict()`` is of the last step that was handed out, and fits any number of
+    ranks.
+    """
+
+    def __init__(self, stream: Stream, splits: Mapping[str, Split], *, rank: int = 0, world: int = 1) -> None:
+        self.stream = stream
+        self._splits = [splits[name] for name in stream.names]
+        self._rank, self._world = rank, world
+
+    def __len__(self) -> int:
+        return self.stream.total_steps()
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        for step in self.stream:
+            yield [row_arrays(row, self._splits) for row in rank_rows(step, self._rank, self._world)]
