@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from tests.tiny import tiny_config, tiny_run
 from tests.train.rows import fake_split
 from train.distributed import Ranks
 from train.proof import Case, Gradients, Proof, case_gradients, reference_gradients
-from train.verify import worst
+from train.verify import distance, worst
 
 ROWS = 5
 Recompute = Literal["none", "selective", "full"]
@@ -99,12 +98,6 @@ def proof_of(setting: Setting, folder: str) -> MemoryProof:
     zero = ZeroConfig(stage=setting.stage, persistence_threshold=0)
     cfg = replace(cfg, zero=zero, batch=BatchConfig(global_size=ROWS, micro_size=1))
     return MemoryProof(cfg, Path(folder), pad_id=1, eos_id=0, vocab_size=64)
-
-
-def distance(found: Gradients, wanted: Gradients) -> float:
-    """Norm of the difference over the norm, over all tensors at once."""
-    difference = sum(float((found[name].float() - value).norm()) ** 2 for name, value in wanted.items())
-    return math.sqrt(difference / sum(float(value.norm()) ** 2 for value in wanted.values()))
 
 
 def errors(ranks: Ranks, chosen: list[Setting], folder: str) -> dict[Setting, Found]:
