@@ -20,9 +20,9 @@ SMALL = {
 """The window is smaller than most samples, so that it is crossed."""
 DERIVED = (
     "layer_types", "vocab_size", "use_cache", "dtype", "torch_dtype", "architectures", "transformers_version",
-    "_name_or_path",
+    "_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
-"""Made again from the rest, the vocabulary from the corpus's tokenizer; or words about files that are not copied."""
+"""Made again from the rest, or what belongs to the corpus's tokenizer or to files that are not copied."""
 
 
 def shrunken(model: ModelConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from conf.schema import BatchConfig, FullTuning, LoraTuning, ModelConfig, ZeroConfig
+from conf.schema import BatchConfig, FullTuning, LoraTuning, LossConfig, ModelConfig, ZeroConfig
 from data_prep.stream import GlobalStep, PackedRow, Stream
 from tests.tiny import tiny_config, tiny_run
 from tests.train.rows import fake_split
@@ -97,6 +97,8 @@ def proof_of(setting: Setting, folder: str) -> MemoryProof:
     cfg = tiny_run(Path(folder, f"tied-{setting.tied}"), model, tuning=tuning, seq_len=40)
     zero = ZeroConfig(stage=setting.stage, persistence_threshold=0)
     cfg = replace(cfg, zero=zero, batch=BatchConfig(global_size=ROWS, micro_size=1))
+    if setting.tied:  # the options of the loss go with these, so that both are in many settings
+        cfg = replace(cfg, loss=LossConfig(z_loss=1e-3, label_smoothing=0.1))
     return MemoryProof(cfg, Path(folder), pad_id=1, eos_id=0, vocab_size=64)
 
 

@@ -14,7 +14,7 @@ ALLOWED = {"fp32": 1e-6, "bf16": 2e-2}
 
 
 def check(world: int, chosen: list[Setting], folder: Path) -> None:
-    found = run_distributed(errors, world, chosen, str(folder))[0]
+    found = run_distributed(errors, world, chosen, str(folder), timeout=800)[0]
     for setting, each in found.items():
         assert each.fed, setting
         assert each.error <= ALLOWED[setting.dtype], (setting, each)
@@ -36,6 +36,7 @@ def summary(world: int, dtype: str, found: list[Found]) -> str:
 
 
 @pytest.mark.parity
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_the_whole_matrix(world: int, tmp_path: Path) -> None:
     check(world, settings(world) + settings_bf16(world), tmp_path)
