@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.bias import causal_lower_right
 
 from conf.errors import ConfigError, InternalError
 from tests.tiny import FAMILIES, PACKING_FAMILIES, tiny_model
@@ -95,6 +96,21 @@ def test_cpu_function_is_varlen_attention(
     wanted = torch.autograd.grad(expected, (q, k, v), pull, allow_unused=True, materialize_grads=True)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
+
+
+def test_more_keys_than_queries_are_aligned_at_the_bottom_right() -> None:
+    """The last query sees the last key: torch's own ``causal_lower_right``, one segment at a time, grouped heads."""
+    bounds_q, bounds_k = [0, 4, 5, 12], [0, 9, 10, 17]
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(size, generator=generator) for size in ((12, 4, 8), (17, 2, 8), (17, 2, 8)))
+    cu_q, cu_k = (torch.tensor(each, dtype=torch.int32) for each in (bounds_q, bounds_k))
+    out = varlen_attention_cpu(q, k, v, cu_q, cu_k, 7, 9, window_size=(-1, 0), enable_gqa=True)
+    for (a, b), (c, d) in zip(itertools.pairwise(bounds_q), itertools.pairwise(bounds_k), strict=True):
+        query, key, value = q[a:b].transpose(0, 1), k[c:d].transpose(0, 1), v[c:d].transpose(0, 1)
+        key, value = key.repeat_interleave(2, dim=0), value.repeat_interleave(2, dim=0)
+        mask = causal_lower_right(b - a, d - c)
+        wanted = torch.nn.functional.scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=mask)
+        torch.testing.assert_close(out[a:b], wanted[0].transpose(0, 1), atol=1e-6, rtol=0)
 
 
 def test_grouped_heads_must_be_asked_for() -> None:
