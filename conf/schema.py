@@ -150,7 +150,7 @@ class LoraTuning:
 
 @dataclass(frozen=True, config=STRICT)
 class AttentionConfig:
-    backend: Literal["auto", "packed", "flash2", "sdpa"] = "auto"
+    backend: Literal["auto", "packed", "flash2", "flash3", "flash4", "sdpa"] = "auto"
     """auto takes the best that passes the start-up self-test on this machine and says which."""
 
 
@@ -244,6 +244,16 @@ class TrackerConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class LossConfig:
+    """What is minimised besides the likelihood; ``train/loss`` is the mean negative log-likelihood all the same."""
+
+    z_loss: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of log(Z)^2 per target, which keeps the softmax's denominator near 1 (PaLM, section 5: 1e-4). 0: none."""
+    label_smoothing: Fraction = 0.0
+    """Share of each target spread evenly over the vocabulary (Szegedy et al. 2016, section 7). 0: none."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class ComputeConfig:
     targets_only_head: bool = True
     """Logits only where there is a target: the same loss and gradients, less memory and time."""
@@ -286,6 +296,7 @@ class RunConfig:
     tracker: TrackerConfig
     compute: ComputeConfig
     cluster: ClusterConfig
+    loss: LossConfig = Field(default_factory=LossConfig)
     seed: Count = 0
     run_dir: str = ""
     """Folder of everything the run writes. The root yaml makes it ``outputs/${name}``."""

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 import torch
 
+from conf.schema import LossConfig
 from data_prep.shards import Split
 from data_prep.stream import GlobalStep, PackedRow, Stream, rank_rows
 from train.batch import Batch
 from train.distributed import Ranks
 from train.engine import Engine
-from train.loss import token_nll_sum
+from train.loss import loss_sums
 
+PLAIN = LossConfig()
 Collate = Callable[[Sequence[PackedRow], Sequence[Split]], Batch]
 
 
@@ -52,6 +54,7 @@ def training_steps(
     accumulation: int,
     targets_only: bool,
     stop_pending: Callable[[], bool],
+    loss: LossConfig = PLAIN,
 ) -> Iterator[StepReport]:
     """Yield one report per optimizer step until the stream ends.
 
@@ -63,7 +66,7 @@ def training_steps(
         plan = next(stream, None)
         if plan is None:
             return
-        waited, loss = time.perf_counter() - began, torch.zeros((), device=ranks.device)
+        waited, nll = time.perf_counter() - began, torch.zeros((), device=ranks.device)
         uids: tuple[int, ...] = ()
         engine.module.train()
         groups = micro_batches(rank_rows(plan, ranks.rank, ranks.world), micro_size, accumulation)
@@ -71,12 +74,12 @@ def training_steps(
             reading = time.perf_counter()
             batch = collate(rows, splits)
             waited += time.perf_counter() - reading
-            nll = token_nll_sum(engine.module, batch, targets_only=targets_only)
-            engine.accumulate(nll / max(1, plan.targets), last=index == accumulation - 1)
-            loss, uids = loss + nll.detach(), uids + batch.uids
+            sums = loss_sums(engine.module, batch, targets_only=targets_only, loss=loss)
+            engine.accumulate(sums.objective / max(1, plan.targets), last=index == accumulation - 1)
+            nll, uids = nll + sums.nll, uids + batch.uids
         lr = lr_at(plan.index)
         outcome = engine.step(lr)
-        total, stops = ranks.sum([float(loss), float(stop_pending())])
+        total, stops = ranks.sum([float(nll), float(stop_pending())])
         yield StepReport(
             plan=plan,
             loss=total / max(1, plan.targets),

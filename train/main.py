@@ -104,7 +104,8 @@ def drain(run: Run, stop: StopRequest) -> None:
         if skipped >= MAX_SKIPPED_IN_A_ROW:
             raise InternalError(
                 f"the gradients of {skipped} steps in a row up to step {run.state.step} were not finite; nothing was "
-                f"changed by them. Lower optim.lr, or look at the samples in ledger.jsonl; the last checkpoint is whole"
+                f"changed by them. Lower optim.lr, or look at the samples: skip events in {run.run_dir}/events.jsonl "
+                "name their uids, files and rows; the last checkpoint is whole"
             )
         if due(run.state.step, run.cfg.evaluation.every_steps) and run.state.step < run.total_steps:
             evaluate(run)
@@ -134,6 +135,7 @@ def steps(run: Run, stop: StopRequest) -> Any:
         micro_size=cfg.batch.micro_size,
         accumulation=accumulation_steps(cfg.batch, run.ranks.world),
         targets_only=cfg.compute.targets_only_head,
+        loss=cfg.loss,
         stop_pending=stop.pending,
     )
 
@@ -151,7 +153,8 @@ def record(run: Run, report: StepReport) -> None:
         }
         append(run.run_dir / "ledger.jsonl", line)
     if report.skipped:
-        run.tracker.event("skip", step=run.state.step, grad_norm=str(report.grad_norm))
+        samples = origins(run, report)
+        run.tracker.event("skip", step=run.state.step, grad_norm=str(report.grad_norm), samples=samples)
     if due(run.state.step, run.cfg.tracker.log_every) or run.state.step == run.total_steps:
         metrics = step_metrics(
             run.state,
@@ -163,6 +166,16 @@ def record(run: Run, report: StepReport) -> None:
             peak=device_peak(run.ranks.device, run.cfg.model.dtype),
         )
         run.tracker.log(run.state.step, metrics)
+
+
+def origins(run: Run, report: StepReport) -> list[dict[str, Any]]:
+    """Which samples a step read: uid, raw file and the row in it."""
+    found = []
+    for packed in report.plan.rows:
+        for source, row in packed.samples:
+            file, index, _ = run.splits[source].origin(row)
+            found.append({"uid": f"{run.splits[source].uid(row):016x}", "file": file, "row": index})
+    return found
 
 
 def evaluate(run: Run) -> None:

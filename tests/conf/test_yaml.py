@@ -92,7 +92,7 @@ def test_default_entries_repeat_the_schemas_defaults() -> None:
     lora = compose(["tuning=lora"]).tuning
     assert lora == type(lora)(method="lora")
     root = yaml.safe_load((ROOT / "config.yaml").read_text())
-    for section in ("batch", "checkpoint", "compute"):
+    for section in ("batch", "loss", "checkpoint", "compute"):
         default = walk.unwrap(walk.hints(RunConfig)[section])[0]()
         assert root[section] == {key: getattr(default, key) for key in root[section]}
     assert compared > 25

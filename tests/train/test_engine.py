@@ -204,6 +204,33 @@ def test_resume_is_bitwise_at_the_same_world_size_and_close_at_any_other(tmp_pat
             assert relative(weights[label][name], value) <= bound, (label, name)
 
 
+def repeated(ranks: Ranks, stages: list[int], count: int) -> list[tuple[float, float, float]]:
+    """The gradient of one bf16 micro-batch and of ``count`` equal shares of it: relative difference, and both norms.
+
+    A share is a power of two smaller, so every rounding in bf16 is the same: what is left is how they are summed.
+    """
+    found = []
+    for stage in stages:
+        engine = make_engine(ranks, stage, 1, "bf16")
+        engine.accumulate(nll(engine.module, 0, ranks.rank), last=True)
+        once, before = engine.gradients(), engine.step(OPTIM.lr).grad_norm
+        engine = make_engine(ranks, stage, 1, "bf16")
+        for turn in range(count):
+            engine.accumulate(nll(engine.module, 0, ranks.rank) / count, last=turn == count - 1)
+        summed, after = engine.gradients(), engine.step(OPTIM.lr).grad_norm
+        found.append((max(relative(summed[name], once[name]) for name in once), before, after))
+    return found
+
+
+def test_many_micro_batches_are_summed_in_fp32_and_all_ranks_know_the_norm() -> None:
+    """In bf16 the sum would be rounded to 8 bits at each of 64 additions."""
+    first, second = run_distributed(repeated, 2, [1, 2, 3], 64)
+    assert first == second
+    for error, before, after in first:
+        assert error <= 1e-6
+        assert after == pytest.approx(before, rel=1e-6)
+
+
 def skip_on_nan(ranks: Ranks, stages: list[int]) -> list[tuple[bool, float]]:
     found = []
     for stage in stages:

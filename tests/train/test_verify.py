@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,18 +13,20 @@ import pytest
 import torch
 
 from conf.compose import compose
+from conf.errors import ConfigError
 from data_prep.prepare import prepare
 from data_prep.shards import open_corpus
 from data_prep.tokenizer import load
 from tests.distributed import run_distributed
 from tests.end_to_end.commands import call, tiny_run
 from train import proof as proving
+from train.batch import forward_kwargs
 from train.distributed import Ranks
 from train.engine import Engine
 from train.loop import micro_batches
-from train.loss import token_nll_sum
-from train.proof import Case, Proof, case_gradients, reference_gradients
-from train.verify import ALLOWED, cases, small_run, worst
+from train.loss import LossSums, loss_sums
+from train.proof import Case, Proof, case_gradients
+from train.verify import cases, compare, proof_of, small_run, verdict
 
 
 def per_rank_means(ranks: Ranks) -> Any:
@@ -36,40 +38,47 @@ def per_rank_means(ranks: Ranks) -> Any:
         own = sum(int(splits[source].targets[row]) for packed in mine for source, row in packed.samples)
         scale = step.targets / (ranks.world * max(1, own))
 
-        def scaled(model: Any, batch: Any, *, targets_only: bool) -> torch.Tensor:
-            return token_nll_sum(model, batch, targets_only=targets_only) * scale
+        def scaled(*args: Any, **kwargs: Any) -> LossSums:
+            sums = loss_sums(*args, **kwargs)
+            return dataclasses.replace(sums, objective=sums.objective * scale)
 
-        with mock.patch.object(proving, "token_nll_sum", scaled):
+        with mock.patch.object(proving, "loss_sums", scaled):
             return case_gradients(proof, case, ranks)
 
     return mock.patch.object(proving, "case_gradients", wrong)
 
 
 def accumulation_off_by_one(ranks: Ranks) -> Any:
+    """The division by the number of micro-batches is undone with one too few."""
     right = Engine.accumulate
 
     def wrong(self: Engine, share: torch.Tensor, *, last: bool) -> None:
-        right(self, share * 3 / 2, last=last)
+        count = self.module.gradient_accumulation_steps()
+        right(self, share * (max(1, count - 1) / count), last=last)
 
     return mock.patch.object(Engine, "accumulate", wrong)
 
 
 def leaking_samples(ranks: Ranks) -> Any:
-    """The bounds between the samples of a row are gone: each sees those before it."""
+    """The bounds between the samples of a packed row are gone: each sees those before it."""
     right = proving.collate
 
-    def wrong(*args: Any, **kwargs: Any) -> Any:
-        batch = right(*args, **kwargs)
-        if batch.segments is None:
+    def wrong(rows: Any, *args: Any, **kwargs: Any) -> Any:
+        batch = right(rows, *args, **kwargs)
+        if batch.segments is None or not batch.tokens:
             return batch
-        return dataclasses.replace(batch, segments=batch.segments[[0, -1]], longest=int(batch.segments[-1]))
+        pieces = [right([row], *args, **kwargs) for row in rows]
+        bounds = list(itertools.accumulate((piece.tokens for piece in pieces), initial=0))
+        longest = max(piece.tokens for piece in pieces)
+        return dataclasses.replace(batch, segments=torch.tensor(bounds, dtype=torch.int32), longest=longest)
 
     return mock.patch.object(proving, "collate", wrong)
 
 
 def dropped_micro_batch(ranks: Ranks) -> Any:
     def wrong(rows: Sequence[Any], micro_size: int, count: int) -> list[Sequence[Any]]:
-        return [*micro_batches(rows, micro_size, count)[1:], ()]
+        groups = micro_batches(rows, micro_size, count)
+        return [*groups[1:], ()] if count > 1 else groups
 
     return mock.patch.object(proving, "micro_batches", wrong)
 
@@ -86,46 +95,32 @@ def rank_zero_only(ranks: Ranks) -> Any:
 def empty_rows_count(ranks: Ranks) -> Any:
     """A micro-batch without targets adds something to the loss."""
 
-    def wrong(model: Any, batch: Any, *, targets_only: bool) -> torch.Tensor:
-        nll = token_nll_sum(model, batch, targets_only=targets_only)
+    def wrong(model: Any, batch: Any, *, targets_only: bool, loss: Any) -> LossSums:
         if batch.targets:
-            return nll
-        logits = model(**proving_kwargs(batch)).logits
-        return nll + logits.float().logsumexp(-1).sum()
+            return loss_sums(model, batch, targets_only=targets_only, loss=loss)
+        sum_of_z = model(**forward_kwargs(batch)).logits.float().logsumexp(-1).sum()
+        return LossSums(nll=sum_of_z.detach(), objective=sum_of_z)
 
-    return mock.patch.object(proving, "token_nll_sum", wrong)
-
-
-def proving_kwargs(batch: Any) -> dict[str, Any]:
-    from train.batch import forward_kwargs
-
-    return forward_kwargs(batch)
+    return mock.patch.object(proving, "loss_sums", wrong)
 
 
 MUTATIONS = {
-    each.__name__: each
-    for each in (
-        per_rank_means,
-        accumulation_off_by_one,
-        leaking_samples,
-        dropped_micro_batch,
-        rank_zero_only,
-        empty_rows_count,
-    )
+    per_rank_means: "the sum over ranks",
+    accumulation_off_by_one: "accumulation over micro-batches",
+    leaking_samples: "packed samples that do not see one another",
+    dropped_micro_batch: "accumulation over micro-batches",
+    rank_zero_only: "the sum over ranks",
+    empty_rows_count: "micro-batches without a row",
 }
-
-
-@contextmanager
-def nothing() -> Iterator[None]:
-    yield
+"""Mutation -> what the first comparison that differs says it adds."""
 
 
 def all_results(ranks: Ranks, proof: Proof, chosen: list[Case]) -> dict[str, list[tuple[Any, int]]]:
     """Gradients of ``chosen`` without a mutation and under each."""
-    found = {}
-    for name in ("none", *MUTATIONS):
-        with MUTATIONS[name](ranks) if name != "none" else nothing():
-            found[name] = [proving.case_gradients(proof, case, ranks) for case in chosen]
+    found = {"none": [proving.case_gradients(proof, case, ranks) for case in chosen]}
+    for mutation in MUTATIONS:
+        with mutation(ranks):
+            found[mutation.__name__] = [proving.case_gradients(proof, case, ranks) for case in chosen]
     return found
 
 
@@ -139,16 +134,32 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
     return Proof(small, corpus.path, tokenizer.pad_id, tokenizer.eos_id, tokenizer.vocab_size)
 
 
-def test_every_mutation_is_caught_and_nothing_else(proof: Proof) -> None:
-    wanted = reference_gradients(proof)
-    targets = proof.plan("none")[1].targets
-    chosen = [case for case in cases("exact") if case.world == 2]
-    for name, results in run_distributed(all_results, 2, proof, chosen)[0].items():
-        caught = {
-            case.label: worst(gradients, wanted)[0] > ALLOWED or fed != targets
-            for case, (gradients, fed) in zip(chosen, results, strict=True)
-        }
-        assert any(caught.values()) == (name != "none"), (name, caught)
+def test_every_mutation_is_caught_and_named(proof: Proof) -> None:
+    chosen = cases("exact")
+    found: dict[str, list[tuple[Any, int]]] = {}
+    for world in (1, 2):
+        mine = [case for case in chosen if case.world == world]
+        for name, results in run_distributed(all_results, world, proof, mine)[0].items():
+            found.setdefault(name, []).extend(results)
+    comparisons, plain = compare(proof, chosen, found.pop("none"))
+    assert all(each.holds for each in comparisons), comparisons
+    assert "holds: a step is one function" in verdict(proof.cfg, comparisons, plain)
+    for mutation, added in MUTATIONS.items():
+        comparisons, plain = compare(proof, chosen, found[mutation.__name__])
+        sentence = verdict(proof.cfg, comparisons, plain)
+        assert "DOES NOT HOLD (ZeRO 2, full, fp32, allowed 1e-06)" in sentence
+        assert f"which adds {added}; " in sentence, (mutation.__name__, sentence)
+        assert ("targets were fed" in sentence) == (mutation is dropped_micro_batch), sentence
+
+
+def test_what_cannot_be_proved_here_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = compose(tiny_run(tmp_path, "run", "attention=flash3", "model.dtype=bf16"))
+    prepare(cfg, argv=[])
+    assert proof_of(cfg, [], tmp_path, "fp32").cfg.attention.backend == "packed"
+    assert "attention=flash3 computes on GPUs in bf16 only; packed is proved" in capsys.readouterr().out
+    stage0 = compose(tiny_run(tmp_path, "run", "zero=0"))
+    with pytest.raises(ConfigError, match="use zero=1, or precision=fp32"):
+        proof_of(stage0, [], tmp_path, "bf16")
 
 
 @pytest.mark.slow
@@ -159,3 +170,5 @@ def test_the_command_says_that_it_holds(tmp_path: Path) -> None:
     assert code == 0, output
     assert output.count("equal") >= len(cases("exact"))
     assert "holds" in output
+    code, output = call("train.verify", *tiny_run(tmp_path, "run"), "precision=fp64")
+    assert (code, output.strip()) == (78, "corral: precision=fp64: not a precision; fp32 and bf16 are")
