@@ -37,6 +37,7 @@ setup(
         "numpy>=2.1,<3",
         "pyarrow>=20,<27",
         "xxhash>=3.5,<5",
+        "fsspec>=2024.6",  # corpora behind URLs; the drivers are the extras s3 and gcs
         "jinja2>=3.1,<4",
         "rich>=13.7,<16",
         "rouge_score>=0.1.2,<0.2",
@@ -45,6 +46,8 @@ setup(
     extras_require={
         "gpu": ["liger-kernel>=0.7"],  # brings triton, about 1 GB; its kernels do not run on a CPU
         "flash": ["flash-attn>=2.8"],  # built on this machine: needs torch and CUDA_HOME; add --no-build-isolation
+        "s3": ["s3fs>=2024.6"],
+        "gcs": ["gcsfs>=2024.6"],
         "dev": [
             "pytest>=9,<10",
             "pytest-timeout>=2.4",

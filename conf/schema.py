@@ -103,7 +103,10 @@ class DataConfig:
     sources: dict[Name, SourceConfig]
     stop: StopConfig
     prepared: str | None = None
-    """Folder of the prepared corpus. None: ``corpora/<digest of sources, tokenizer, template>``."""
+    """Folder of the prepared corpus, or the URL of one (s3://, gs://, hf://, file://, ...), which is copied to
+    ``cache`` by each node when a run starts. None: ``corpora/<digest of sources, tokenizer, template>``."""
+    cache: str | None = None
+    """Folder on the node's own disk for corpora named by URL. None: ``corral-<user id>`` below $TMPDIR (or /tmp)."""
     unit: Literal["examples", "tokens"] = "examples"
     """What the weights of ``sources`` share out."""
     seq_len: Annotated[int, Field(ge=8)] = 2048

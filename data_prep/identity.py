@@ -11,6 +11,7 @@ from typing import Any
 
 from conf.errors import ConfigError
 from conf.schema import RunConfig, SourceConfig
+from data_prep import staging
 from data_prep.clean import switches
 from data_prep.shards import VERSION
 from data_prep.templates import resolve
@@ -78,7 +79,9 @@ def corpus_digest(cfg: RunConfig) -> str:
 
 
 def corpus_path(cfg: RunConfig) -> Path:
-    """``data.prepared``, or ``corpora/<digest>``."""
+    """``data.prepared``, its copy on this node if it is a URL, or ``corpora/<digest>``."""
+    if cfg.data.prepared is not None and staging.is_remote(cfg.data.prepared):
+        return staging.local_folder(cfg.data.prepared, cfg.data.cache)
     if cfg.data.prepared is not None:
         return Path(cfg.data.prepared).expanduser()
     return FOLDER / corpus_digest(cfg)[:16]

@@ -37,19 +37,9 @@ def exact_finish(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     pool = _Pool(lengths, capacity)
     mean = sum(lengths) // len(lengths)
     rows: list[list[int]] = []
-    position = 0
-    while position < len(lengths):
-        row = [pool.take(lengths[position])]
-        gap = capacity - lengths[position]
-        position = pool.skip_taken(position)
-        # Up to two mean lengths are a gap that one or two pieces fit; below one mean it may fit none, so stop before.
-        while pool.tokens and (pool.tokens <= gap or (gap > 2 * mean and gap - lengths[position] >= mean)):
-            row.append(pool.take(lengths[position]))
-            gap -= lengths[position]
-            position = pool.skip_taken(position)
-        row.extend(pool.close(gap))
-        rows.append(row)
-        position = pool.skip_taken(position)
+    while pool.tokens:
+        row, gap = pool.fill(capacity, mean)
+        rows.append(row + pool.close(gap))
     return rows
 
 
@@ -82,8 +72,11 @@ class _Pool:
     """
 
     def __init__(self, lengths: Sequence[int], capacity: int) -> None:
+        self.lengths = lengths
         self.capacity = capacity
         self.tokens = sum(lengths)
+        self.position = 0
+        """Where in the stream the next row may begin: all pieces before it are taken."""
         self.taken = bytearray(len(lengths) + 1)
         """1 where a piece is in a row; the last byte stays 0 and ends every search."""
         self.by_length: dict[int, list[int]] = {}
@@ -97,14 +90,40 @@ class _Pool:
         pieces = self.by_length[length]
         index = pieces.pop()
         if not pieces:
-            self.present ^= 1 << length
-            self.mirrored ^= 1 << (self.capacity - length)
+            self._gone(length)
         self.taken[index] = 1
         self.tokens -= length
         return index
 
-    def skip_taken(self, position: int) -> int:
-        return self.taken.index(0, position)
+    def fill(self, gap: int, mean: int) -> tuple[list[int], int]:
+        """Begin a row: at least one piece, in stream order, until ``gap`` is small. Returns the row and its gap.
+
+        Up to two mean lengths are a gap that one or two pieces fit; below one mean it may fit none, so it stops
+        before. Nine of ten samples pass here, hence the local names and ``take`` written out: the first piece of the
+        stream that is left is also the earliest of its length.
+        """
+        lengths, by_length, taken = self.lengths, self.by_length, self.taken
+        row: list[int] = []
+        position, tokens = taken.index(0, self.position), self.tokens
+        while tokens:
+            length = lengths[position]
+            if row and tokens > gap and (gap <= 2 * mean or gap - length < mean):
+                break
+            row.append(position)
+            pieces = by_length[length]
+            pieces.pop()
+            if not pieces:
+                self._gone(length)
+            taken[position] = 1
+            tokens -= length
+            gap -= length
+            position = taken.index(0, position)
+        self.position, self.tokens = position, tokens
+        return row, gap
+
+    def _gone(self, length: int) -> None:
+        self.present ^= 1 << length
+        self.mirrored ^= 1 << (self.capacity - length)
 
     def close(self, gap: int) -> list[int]:
         """Take pieces that fill ``gap``: exactly if one, two or three can, else as far as pieces go."""

@@ -29,6 +29,7 @@ from data_prep.clean import switches
 from data_prep.durable import commit, file_digest
 from data_prep.progress import Progress
 from data_prep.shards import MANIFEST, VERSION, open_corpus, read_manifest
+from data_prep.staging import is_remote
 from data_prep.templates import resolve
 from data_prep.tokenizer import Tokenizer
 
@@ -42,6 +43,10 @@ def prepare(cfg: RunConfig, *, argv: Sequence[str]) -> Path:
     work), MissingInput (a raw file, the tokenizer), BadData (over the bad-row budget, a broken or changed raw file),
     CannotCreate (the folder, or another process prepares in it) and StorageError.
     """
+    if is_remote(cfg.data.prepared):
+        raise ConfigError(
+            f"data.prepared: {cfg.data.prepared} is a URL, which is only read; prepare into a folder and copy it there"
+        )
     path = identity.corpus_path(cfg)
     if (path / MANIFEST).is_file():
         _check_finished(cfg, path)

@@ -290,9 +290,26 @@ def _read_shard(path: Path, rows: int) -> list[_Batch]:
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise BadData(f"{path} is not a shard of a prepared corpus ({error}); prepare the corpus again.") from error
     found = sum(len(batch.ids_at) - 1 for batch in batches)
+    _check_rows(path, batches)
     if found != rows:
         raise BadData(f"{path} has {found} rows, its MANIFEST says {rows}; prepare the corpus again.")
     return batches
+
+
+def _check_rows(path: Path, batches: list[_Batch]) -> None:
+    """A row without a token has no place in a packed row, and a mask of another length would shift every label."""
+    before = 0
+    for batch in batches:
+        lengths = np.diff(batch.ids_at)
+        if lengths.min(initial=1) < 1:
+            row = before + int(np.argmin(lengths))
+            raise BadData(f"row {row} of {path} has no tokens; prepare the corpus again.")
+        if not np.array_equal(lengths, np.diff(batch.mask_at)):
+            row = before + int(np.argmax(lengths != np.diff(batch.mask_at)))
+            raise BadData(
+                f"row {row} of {path} has a mask of another length than its tokens; prepare the corpus again."
+            )
+        before += len(lengths)
 
 
 def read_manifest(path: Path, *, hint: str = "") -> dict[str, Any]:
@@ -302,15 +319,18 @@ def read_manifest(path: Path, *, hint: str = "") -> dict[str, Any]:
         raise MissingInput(f"no prepared corpus at {path} (data.prepared); prepare it with: {command}")
     if not (path / MANIFEST).is_file():
         raise MissingInput(f"the corpus at {path} is unfinished (no {MANIFEST}); finish it with: {command}")
+    return parse_manifest((path / MANIFEST).read_text(), str(path / MANIFEST))
+
+
+def parse_manifest(text: str, where: str) -> dict[str, Any]:
+    """The MANIFEST read from ``where``; BadData if it is not one, or of another version."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads(text)
         version = manifest["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BadData(f"{path / MANIFEST} is not a corpus manifest ({error}); prepare the corpus again.") from error
+        raise BadData(f"{where} is not a corpus manifest ({error}); prepare the corpus again.") from error
     if version != VERSION:
-        raise BadData(
-            f"{path / MANIFEST} has version {version}, this Corral reads {VERSION}; prepare the corpus again."
-        )
+        raise BadData(f"{where} has version {version}, this Corral reads {VERSION}; prepare the corpus again.")
     return dict(manifest)
 
 
@@ -321,11 +341,21 @@ def open_corpus(path: Path, *, verify: Literal["sizes", "hashes"] = "hashes", hi
     (naming the file whose size or hash is wrong).
     """
     manifest = read_manifest(path, hint=hint)
+    _check_vocabulary(path, manifest)
     for source in manifest["sources"].values():
         for part in source["splits"].values():
             for shard in part["shards"]:
                 _check(path / shard["file"], shard, hashes=verify == "hashes")
     return Corpus(path, manifest)
+
+
+def _check_vocabulary(path: Path, manifest: dict[str, Any]) -> None:
+    largest, size = manifest["min_vocab"] - 1, manifest["tokenizer"]["vocab_size"]
+    if largest >= size:
+        raise BadData(
+            f"{path / MANIFEST} says that the largest token id is {largest}, and its tokenizer has ids below {size}: "
+            "the samples were made with another tokenizer; prepare the corpus again."
+        )
 
 
 def _check(path: Path, shard: dict[str, Any], *, hashes: bool) -> None:

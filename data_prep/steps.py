@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
@@ -14,15 +15,63 @@ EMPTY = PackedRow(())
 
 
 @dataclass(frozen=True)
+class Part:
+    """Rows ``first`` to ``last`` (exclusive) of a window."""
+
+    window: Window
+    first: int
+    last: int
+
+    @property
+    def samples(self) -> slice:
+        """Where their samples are in the window's arrays."""
+        return slice(self.window.ends[self.first], self.window.ends[self.last])
+
+
+class StepRows(Sequence[PackedRow]):
+    """The ``size`` rows of a step, empty ones at the end; each is made when it is asked for."""
+
+    def __init__(self, parts: Sequence[Part], size: int) -> None:
+        self._places = [(part.window, number) for part in parts for number in range(part.first, part.last)]
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, index: int) -> PackedRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[PackedRow, ...]: ...
+    def __getitem__(self, index: int | slice) -> PackedRow | tuple[PackedRow, ...]:
+        if isinstance(index, slice):
+            return tuple(self[number] for number in range(*index.indices(self._size)))
+        number = range(self._size)[index]
+        if number >= len(self._places):
+            return EMPTY
+        window, row = self._places[number]
+        return window.packed(row)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+
+@dataclass(frozen=True)
 class GlobalStep:
     """What all ranks together train on in one optimizer step. The per-source tuples follow ``Stream.names``."""
 
     index: int
     """0 for the first step of the run."""
-    rows: tuple[PackedRow, ...]
+    rows: Sequence[PackedRow]
     """Exactly ``global_size``; the last step of the data may end in empty rows."""
+    filled: int
+    """Rows that are not empty."""
     samples: int
     tokens: int
+    pairs: int
+    """(token, itself or an earlier token of its sample): what causal attention looks at."""
     targets: int
     """Supervised tokens that have a predecessor in their sample: the denominator of the loss."""
     source_samples: tuple[int, ...]
@@ -31,32 +80,23 @@ class GlobalStep:
     """How often each source has been used after this step: its samples so far / its rows."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """Rows ``first`` to ``last`` (exclusive) of a window."""
-
-    window: Window
-    first: int
-    last: int
-
-
 def assemble(index: int, parts: Sequence[Part], *, source_rows: Sequence[int], global_size: int) -> GlobalStep:
     """The step of these rows, filled up with empty ones. ``source_rows`` are the rows of each source."""
     size = len(source_rows)
-    rows = tuple(row for part in parts for row in part.window.rows[part.first : part.last])
-    spans = [(part.window, slice(part.window.ends[part.first], part.window.ends[part.last])) for part in parts]
-    source = np.concatenate([window.source[span] for window, span in spans])
-    tokens = np.concatenate([window.tokens[span] for window, span in spans])
-    targets = np.concatenate([window.targets[span] for window, span in spans])
+    source = np.concatenate([part.window.source[part.samples] for part in parts])
+    tokens = np.concatenate([part.window.tokens[part.samples] for part in parts])
+    targets = np.concatenate([part.window.targets[part.samples] for part in parts])
     window, last = parts[-1].window, parts[-1].last
     used = np.array(window.place.before) + np.bincount(window.source[: window.ends[last]], minlength=size)
     # Float64 counts tokens exactly up to 2^53.
     source_tokens = np.bincount(source, weights=tokens, minlength=size)
     return GlobalStep(
         index=index,
-        rows=rows + (EMPTY,) * (global_size - len(rows)),
+        rows=StepRows(parts, global_size),
+        filled=sum(part.last - part.first for part in parts),
         samples=len(source),
         tokens=int(tokens.sum()),
+        pairs=int((tokens * (tokens + 1) // 2).sum()),
         targets=int(targets.sum()),
         source_samples=tuple(np.bincount(source, minlength=size).tolist()),
         source_tokens=tuple(int(each) for each in source_tokens),
@@ -67,5 +107,5 @@ def assemble(index: int, parts: Sequence[Part], *, source_rows: Sequence[int], g
 def rank_rows(step: GlobalStep, rank: int, world: int) -> tuple[PackedRow, ...]:
     """The rows of one rank: a contiguous block of ceil(global_size / world), empty rows where the batch has no more."""
     block = -(-len(step.rows) // world)
-    mine = step.rows[rank * block : (rank + 1) * block]
+    mine = tuple(step.rows[rank * block : (rank + 1) * block])
     return mine + (EMPTY,) * (block - len(mine))

@@ -207,7 +207,7 @@ class Stream:
 
     def _row_count(self, place: Place) -> int:
         if self._window is not None and self._window.place == place:
-            return len(self._window.rows)
+            return self._window.rows
         if place.start not in self._row_counts:
             self._row_counts[place.start] = self._planner.count_rows(place)
         return self._row_counts[place.start]
@@ -216,8 +216,8 @@ class Stream:
         """The next ``wanted`` rows, or what is left; moves the cursor past them."""
         parts: list[Part] = []
         while wanted and (window := self._open()) is not None:
-            first = min(self._cursor.offset, len(window.rows))
-            last = min(first + wanted, len(window.rows))
+            first = min(self._cursor.offset, window.rows)
+            last = min(first + wanted, window.rows)
             if last > first:
                 parts.append(Part(window, first, last))
             wanted -= last - first
@@ -236,7 +236,7 @@ class Stream:
 
     def _move(self, window: Window, offset: int, taken: int) -> None:
         cursor = replace(self._cursor, offset=offset, rows_done=self._cursor.rows_done + taken)
-        if offset == len(window.rows):
+        if offset == window.rows:
             cursor = replace(cursor, index=cursor.index + 1, start=window.place.stop, offset=0, stop=None)
             self._window = None
         self._cursor = cursor

@@ -10,13 +10,17 @@ from pathlib import Path
 
 from conf.schema import RunConfig
 from data_prep.identity import corpus_path
+from data_prep.staging import is_remote
 from launch.guard import guarded
 from launch.torchrun import child_environment
 
 
 def is_prepared(cfg: RunConfig) -> bool:
-    """Whether the corpus of ``cfg`` is finished: its manifest is written last. Training checks the content."""
-    return (Path(corpus_path(cfg)) / "MANIFEST.json").is_file()
+    """Whether the corpus of ``cfg`` is finished: its manifest is written last. Training checks the content.
+
+    One behind a URL is only ever read, so it is for training to find it wanting.
+    """
+    return is_remote(cfg.data.prepared) or (Path(corpus_path(cfg)) / "MANIFEST.json").is_file()
 
 
 def ensure_corpus(cfg: RunConfig, arguments: Sequence[str]) -> int:

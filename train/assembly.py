@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.compose import save
-from conf.errors import ConfigError
+from conf.errors import BadData, ConfigError
 from conf.exits import mark_start
 from conf.schema import RunConfig, to_dict
 from data_prep.shards import Corpus, Split
@@ -65,6 +65,7 @@ def assemble(cfg: RunConfig, run_dir: Path, ranks: Ranks, attempt: int, corpus: 
         sweep(run_dir)
         save(cfg, run_dir / "run.yaml")
     tokenizer = load_tokenizer(str(corpus.path / "tokenizer"))
+    check_own_tokenizer(tokenizer, corpus)
     check_tokenizer(cfg, corpus, ranks)
     open_further(cfg, corpus.tokenizer_fingerprint)  # so that a wrong one is told now and not at the first evaluation
     splits = corpus.split("train")
@@ -114,6 +115,16 @@ def assemble(cfg: RunConfig, run_dir: Path, ranks: Ranks, attempt: int, corpus: 
         config=config,
         model_config=built.model.config.to_dict(),  # type: ignore[operator,union-attr]
     )
+
+
+def check_own_tokenizer(tokenizer: Tokenizer, corpus: Corpus) -> None:
+    """Refuse a corpus whose tokenizer folder is not what its samples were made with (65)."""
+    if tokenizer.fingerprint != corpus.tokenizer_fingerprint:
+        raise BadData(
+            f"{corpus.path / 'tokenizer'} is not the tokenizer that the samples beside it were made with (fingerprints "
+            f"{tokenizer.fingerprint[:12]} and {corpus.tokenizer_fingerprint[:12]}); restore it, or prepare the corpus "
+            "again."
+        )
 
 
 def check_tokenizer(cfg: RunConfig, corpus: Corpus, ranks: Ranks) -> None:

@@ -8,14 +8,12 @@ et al. 2022, PaLM, appendix B); logits count only where they are computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from conf.schema import LoraTuning, RunConfig
-from data_prep.shards import Split
 from data_prep.stream import GlobalStep
 from train.models import family
 from train.parameters import Shape, shape_of
@@ -48,20 +46,13 @@ def device_peak(device: torch.device, dtype: str) -> float:
     return next((peak for part, peak in PEAK_BF16 if part in name), 0.0)
 
 
-def step_flops(model_config: Mapping[str, Any], plan: GlobalStep, splits: Sequence[Split], cfg: RunConfig) -> float:
-    """FLOPs of one optimizer step over all ranks, forward and backward.
-
-    ``model_config``: the model's config.json as a mapping; ``splits``: in the order of the plan's source indices.
-    """
-    samples = np.array([sample for row in plan.rows for sample in row.samples], dtype=np.int64).reshape(-1, 2)
-    lengths = np.concatenate(
-        [np.asarray(split.lengths)[samples[samples[:, 0] == source, 1]] for source, split in enumerate(splits)]
-    ).astype(np.float64)
+def step_flops(model_config: Mapping[str, Any], plan: GlobalStep, cfg: RunConfig) -> float:
+    """FLOPs of one optimizer step over all ranks, forward and backward; ``model_config``: its config.json."""
     head_positions = plan.targets if cfg.compute.targets_only_head and cfg.data.pack == "exact" else plan.tokens
     return training_flops(
         shape_of(model_config),
-        positions=float(lengths.sum()),
-        pairs=float((lengths * (lengths + 1) / 2).sum()),
+        positions=float(plan.tokens),
+        pairs=float(plan.pairs),
         head_positions=float(head_positions),
         adapter=adapter_elements(model_config, cfg),
         full=cfg.tuning.method == "full",

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from conf.errors import CorralError, InternalError, Requeue, StorageError
 from conf.exits import next_attempt
 from conf.schema import RunConfig
-from data_prep.identity import corpus_path, prepare_command
-from data_prep.shards import open_corpus
+from data_prep.identity import prepare_command
+from data_prep.prepared import open_prepared
 from train import checkpoint
 from train.assembly import Run, assemble
 from train.batch import collate
@@ -46,7 +46,8 @@ def run(cfg: RunConfig, ranks: Ranks, attempt_box: list[int], argv: Sequence[str
         fix_kernels()
     lock = claim(run_dir) if ranks.is_main else None
     verify: Literal["hashes", "sizes"] = "hashes" if ranks.local_rank == 0 else "sizes"
-    corpus = open_corpus(corpus_path(cfg), verify=verify, hint=prepare_command(cfg, argv))
+    # Splits are mapped after the process group is made, so after every node's first rank has seen to its files.
+    corpus = open_prepared(cfg, verify=verify, hint=prepare_command(cfg, argv))
     changed = changed_settings(cfg, run_dir)
     init_distributed(ranks)
     try:
@@ -158,7 +159,7 @@ def record(run: Run, report: StepReport) -> None:
             names=run.stream.names,
             seq_len=run.cfg.data.seq_len,
             world=run.ranks.world,
-            flops=step_flops(run.model_config, report.plan, run.splits, run.cfg),
+            flops=step_flops(run.model_config, report.plan, run.cfg),
             peak=device_peak(run.ranks.device, run.cfg.model.dtype),
         )
         run.tracker.log(run.state.step, metrics)

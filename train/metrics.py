@@ -33,7 +33,6 @@ def step_metrics(
 ) -> dict[str, float]:
     """One line of metrics. ``flops``: of this step, all ranks; ``peak``: FLOP/s of one device, 0 if unknown."""
     plan, seconds = report.plan, max(report.seconds, 1e-9)
-    occupied = sum(1 for row in plan.rows if row.samples)
     metrics = {
         "train/loss": report.loss,
         "train/grad_norm": report.grad_norm,
@@ -46,7 +45,7 @@ def step_metrics(
         "perf/tokens_per_second_per_gpu": plan.tokens / seconds / world,
         "perf/samples_per_second": plan.samples / seconds,
         "perf/data_wait_fraction": report.data_seconds / seconds,
-        "data/padding_fraction": 1.0 - plan.tokens / max(1, occupied * seq_len),
+        "data/padding_fraction": 1.0 - plan.tokens / max(1, plan.filled * seq_len),
         "data/supervised_fraction": plan.targets / max(1, plan.tokens),
         "memory/peak_gib": peak_memory_gib(),
     }

@@ -13,8 +13,9 @@ import torch
 from conf.compose import load
 from conf.errors import ConfigError, MissingInput, StorageError
 from conf.schema import AttentionConfig, RunConfig
-from data_prep.identity import corpus_path, prepare_command
-from data_prep.shards import Corpus, open_corpus
+from data_prep.identity import prepare_command
+from data_prep.prepared import open_prepared
+from data_prep.shards import Corpus
 from data_prep.tokenizer import Tokenizer
 from data_prep.tokenizer import load as load_tokenizer
 from train.attention import Attention
@@ -58,7 +59,7 @@ def restored(run_dir: Path, step: int | None = None) -> Restored:
     if ranks.world > 1:
         raise ConfigError("this command is one process; start it with `python -m`, not with torchrun")
     path = latest_good(run_dir, step)
-    corpus = open_corpus(corpus_path(cfg), verify="sizes", hint=prepare_command(cfg))
+    corpus = open_prepared(cfg, verify="sizes", hint=prepare_command(cfg))
     tokenizer = load_tokenizer(str(corpus.path / "tokenizer"))
     built = build(
         cfg,

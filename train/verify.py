@@ -21,8 +21,8 @@ from rich.table import Table
 from conf.compose import config_from_argv
 from conf.errors import leave_with_code
 from conf.schema import ModelConfig, RunConfig
-from data_prep.identity import corpus_path, prepare_command
-from data_prep.shards import open_corpus
+from data_prep.identity import prepare_command
+from data_prep.prepared import open_prepared
 from data_prep.tokenizer import load
 from train.proof import Case, Gradients, Proof, reference_gradients, run_cases
 from train.shrink import shrunken
@@ -74,7 +74,7 @@ def worst(found: Gradients, wanted: Gradients) -> tuple[float, str]:
 def verify(cfg: RunConfig, argv: Sequence[str]) -> bool:
     """Print the table of comparisons and the verdict. ``argv``: the overrides ``cfg`` was composed of."""
     os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
-    corpus = open_corpus(corpus_path(cfg), hint=prepare_command(cfg, argv))
+    corpus = open_prepared(cfg, hint=prepare_command(cfg, argv))
     tokenizer = load(str(corpus.path / "tokenizer"))
     with tempfile.TemporaryDirectory(prefix="corral-verify-") as folder:
         proof = Proof(

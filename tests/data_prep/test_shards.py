@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,7 +36,8 @@ def write(root: Path, content: dict[str, list[Row]], **sizes: int) -> dict[str, 
         sources.setdefault(source, {"rejected": {}, "splits": {}})["splits"][split] = writer.finish()
     manifest = {
         "version": 1,
-        "tokenizer": {"fingerprint": "f"},
+        "tokenizer": {"fingerprint": "f", "vocab_size": 1002},
+        "min_vocab": 1001,
         "template": dict.fromkeys(sources, "alpaca"),
         "files": {source: [{"path": "raw.json", "bytes": 1, "xxh3": "x"}] for source in sources},
         "sources": sources,
@@ -155,6 +157,43 @@ def test_damage_is_refused_by_file_name(tmp_path: Path, damage: str) -> None:
     if damage != "flip":
         with pytest.raises(BadData, match=r"shard-00000\.arrow"):
             open_corpus(tmp_path, verify="sizes")
+
+
+def rewritten(shard: Path, batch: Any) -> None:
+    with shard.open("wb") as sink, pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "message"),
+    [
+        ([[1], [2, 3], [], [4]], [[1], [1, 1], [], [1]], r"row 2 of .*shard-00000\.arrow has no tokens"),
+        ([[1], [2, 3], [4]], [[1], [1], [1, 1]], r"row 1 of .*shard-00000\.arrow has a mask of another length"),
+    ],
+)
+def test_rows_that_no_writer_makes_are_refused_by_file_name(
+    tmp_path: Path, ids: list[list[int]], mask: list[list[int]], message: str
+) -> None:
+    """The bytes are what the MANIFEST says, and wrong all the same: another program wrote them."""
+    manifest = write(tmp_path, {"a/train": rows(len(ids))})
+    shard = tmp_path / "a/train/shard-00000.arrow"
+    with pa.ipc.open_stream(shard.read_bytes()) as reader:
+        batch = reader.read_next_batch()
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    columns |= {"input_ids": pa.array(ids, pa.list_(pa.int32())), "loss_mask": pa.array(mask, pa.list_(pa.uint8()))}
+    rewritten(shard, pa.record_batch(columns, schema=batch.schema))
+    entry = manifest["sources"]["a"]["splits"]["train"]["shards"][0]
+    entry |= {"bytes": shard.stat().st_size, "xxh3": file_digest(shard)}
+    commit(tmp_path / "MANIFEST.json", json.dumps(manifest).encode())
+    with pytest.raises(BadData, match=message):
+        open_corpus(tmp_path).split("train")
+
+
+def test_an_id_beyond_the_vocabulary_is_refused_by_file_name(tmp_path: Path) -> None:
+    manifest = write(tmp_path, {"a/train": rows(5)})
+    commit(tmp_path / "MANIFEST.json", json.dumps(manifest | {"min_vocab": 1003}).encode())
+    with pytest.raises(BadData, match=r"MANIFEST\.json says that the largest token id is 1002, .* ids below 1002"):
+        open_corpus(tmp_path)
 
 
 def test_a_shard_with_other_rows_than_its_manifest(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def test_a_step_says_what_is_in_it(plan: str) -> None:
         assert len(step.rows) == 6
         assert step.samples == len(samples) == sum(step.source_samples)
         assert step.tokens == sum(lengths) == sum(packed.tokens for packed in step.rows) == sum(step.source_tokens)
+        assert step.pairs == sum(length * (length + 1) // 2 for length in lengths)
+        assert step.filled == sum(bool(packed.samples) for packed in step.rows)
         assert step.targets == sum(int(splits[name].targets[row]) for name, row in samples)
         assert max(packed.tokens for packed in step.rows) <= 64
         for each, name in enumerate(made.names):

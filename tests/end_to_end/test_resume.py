@@ -33,9 +33,14 @@ def fingerprint(run: Path) -> str:
 
 
 def kill_when(folder: Path, name: str, world: int, step: int, number: signal.Signals, *more: str) -> tuple[int, str]:
+    """Start a tiny run and send ``number`` to it once ``step`` is in the ledger."""
+    return kill_run(folder / name, world, step, number, tiny_run(folder, name, *FEW, *more))
+
+
+def kill_run(run: Path, world: int, step: int, number: signal.Signals, arguments: list[str]) -> tuple[int, str]:
     """Start a run and send ``number`` to torchrun and every worker once ``step`` is in the ledger."""
-    process = torchrun(world, *tiny_run(folder, name, *FEW, *more))
-    ledger = folder / name / "ledger.jsonl"
+    process = torchrun(world, *arguments)
+    ledger = run / "ledger.jsonl"
     deadline = time.monotonic() + 120
     while not ledger.exists() or len(ledger.read_text().splitlines()) < step:
         assert process.poll() is None, finish(process, 10)[1]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from conf.compose import compose
-from data_prep.stream import GlobalStep, PackedRow
+from data_prep.stream import GlobalStep, Stream
+from tests.data_prep.streams import FakeSplit, data_config
 from tests.tiny import tiny_config, tiny_model
 from train.flops import device_peak, step_flops, training_flops
 from train.parameters import shape_of
@@ -41,44 +39,30 @@ def test_full_tuning_equals_the_counter(kind: str) -> None:
     assert found == pytest.approx(counted(kind), rel=0.01)  # the counter also sees the rotary embedding
 
 
-class Lengths:
-    def __init__(self, lengths: list[int]) -> None:
-        self.lengths = np.array(lengths, dtype=np.int32)
+def plan(lengths: list[int], targets: int) -> GlobalStep:
+    """The first step of a run over samples of these lengths; ``targets`` in the first of them."""
+    supervised = np.zeros(len(lengths), np.int32)
+    supervised[:1] = targets
+    split = FakeSplit("a", np.array(lengths, np.int32), supervised)
+    return next(Stream({"a": split}, data_config(["a"]), seed=0, global_size=2))
 
 
-def plan(samples: list[tuple[int, int]], tokens: int, targets: int) -> GlobalStep:
-    rows = (PackedRow(tuple(samples)), PackedRow(()))
-    return GlobalStep(
-        index=0,
-        rows=rows,
-        samples=len(samples),
-        tokens=tokens,
-        targets=targets,
-        source_samples=(1, 1),
-        source_tokens=(tokens, 0),
-        epochs=(0.0, 0.0),
-    )
-
-
-def test_a_step_counts_tokens_pairs_and_targets(tmp_path: Path) -> None:
-    splits: Any = [Lengths([3, 5]), Lengths([7])]
-    step = plan([(0, 1), (1, 0)], tokens=12, targets=4)
+def test_a_step_counts_tokens_pairs_and_targets() -> None:
+    step = plan([5, 7], targets=4)
     model = tiny_config("llama")
     shape = shape_of(model)
     cfg = compose(["experiment=demo"])
     pairs = 5 * 6 / 2 + 7 * 8 / 2
     expected = training_flops(shape, positions=12, pairs=pairs, head_positions=4, adapter=0, full=True)
-    assert step_flops(model, step, splits, cfg) == expected
+    assert step_flops(model, step, cfg) == expected
     whole_head = compose(["experiment=demo", "compute.targets_only_head=false"])
-    assert step_flops(model, step, splits, whole_head) - expected == 6 * 8 * shape.hidden * shape.vocab
-    assert step_flops(model, plan([], 0, 0), splits, cfg) == 0.0
+    assert step_flops(model, step, whole_head) - expected == 6 * 8 * shape.hidden * shape.vocab
 
 
 def test_frozen_matrices_cost_two_thirds() -> None:
     cfg = compose(["experiment=demo", "tuning=lora", "tuning.rank=2"])
     model = tiny_config("llama")
-    splits: Any = [Lengths([10])]
-    lora = step_flops(model, plan([(0, 0)], 10, 10), splits, cfg)
+    lora = step_flops(model, plan([10], targets=10), cfg)
     shape = shape_of(model)
     matrices = (
         shape.layers * sum(linear.inputs * linear.outputs for linear in shape.linears) + shape.hidden * shape.vocab
