@@ -94,10 +94,10 @@ def _attention(cfg: RunConfig) -> Iterator[Finding]:
             "attention.backend: sdpa does not isolate the samples of a packed row from one another (data.pack=exact); "
             "use attention=packed, or data.pack=none",
         )
-    if backend == "flash2" and cfg.model.dtype == "fp32":
+    if backend.startswith("flash") and cfg.model.dtype == "fp32":
         yield Finding(
             ("attention.backend", "model.dtype"),
-            "attention.backend: flash2 computes in bf16 only; use attention=packed, or model.dtype=bf16",
+            f"attention.backend: {backend} computes in bf16 only; use attention=packed, or model.dtype=bf16",
         )
 
 

@@ -150,7 +150,7 @@ class LoraTuning:
 
 @dataclass(frozen=True, config=STRICT)
 class AttentionConfig:
-    backend: Literal["auto", "packed", "flash2", "sdpa"] = "auto"
+    backend: Literal["auto", "packed", "flash2", "flash3", "flash4", "sdpa"] = "auto"
     """auto takes the best that passes the start-up self-test on this machine and says which."""
 
 

@@ -29,8 +29,10 @@ from conf.schema import (
     ZeroConfig,
 )
 
-FAMILIES = ("llama", "qwen3", "mistral", "gpt2", "gpt_neox", "bloom")
-PACKING_FAMILIES = FAMILIES[:-1]
+PACKING_FAMILIES = (
+    "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "olmo2", "phi", "phi3", "gpt2", "gpt_neox",
+)  # fmt: skip
+FAMILIES = (*PACKING_FAMILIES, "bloom")
 
 _LLAMA: dict[str, Any] = {
     "hidden_size": 32,
@@ -45,6 +47,25 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": _LLAMA,
     "qwen3": {**_LLAMA, "head_dim": 16},
     "mistral": {**_LLAMA, "sliding_window": 4},
+    # A cap near the scores, so that it matters; windows in two layers of three.
+    "gemma2": {
+        **_LLAMA,
+        "head_dim": 16,
+        "sliding_window": 4,
+        "query_pre_attn_scalar": 16,
+        "attn_logit_softcapping": 1.0,
+        "final_logit_softcapping": 5.0,
+    },
+    "gemma3_text": {
+        **_LLAMA,
+        "head_dim": 16,
+        "sliding_window": 4,
+        "query_pre_attn_scalar": 16,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "olmo2": _LLAMA,
+    "phi": _LLAMA,
+    "phi3": {**_LLAMA, "sliding_window": 4},
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128},
     "gpt_neox": {
         "hidden_size": 32,
@@ -58,7 +79,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(family: str, *, vocab_size: int = 64, tied: bool = False) -> dict[str, Any]:
-    """A ``model.config`` mapping: three layers of width 32. Mistral's window is 4 tokens, so that tests cross it."""
+    """A ``model.config`` mapping: three layers of width 32. Windows are 4 tokens, so that tests cross it."""
     specials = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     return {
         "model_type": family,

@@ -203,6 +203,10 @@ def random_config(mapping: dict[str, Any], *, vocab_size: int) -> Any:
         raise ConfigError(
             f"model.config.vocab_size: {rows} is less than the tokenizer's {vocab_size}; leave it out to follow it"
         )
+    if values.get("use_cache"):
+        raise ConfigError(
+            "model.config.use_cache: true makes transformers mix the samples of a packed row; take it out"
+        )
     dropouts = family(model_type).dropouts
     _check_keys(values, AutoConfig.for_model(model_type))
     # Ids of special tokens belong to the tokenizer; a pad id here would freeze that token's embedding.

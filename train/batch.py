@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from conf.errors import InternalError
 from data_prep.shards import Split
 from data_prep.stream import PackedRow
 
@@ -38,6 +39,11 @@ class Batch:
     """The samples in here, in row order: what was really fed, for the ledger."""
     tokens: int
     targets: int
+
+    def __post_init__(self) -> None:
+        if self.segments is not None and self.attention_mask is not None:
+            # Even one of all ones: transformers then forgets that position ids restart, and samples see one another.
+            raise InternalError("a packed row with an attention mask would mix its samples; give the bounds alone")
 
 
 def collate(

@@ -96,8 +96,30 @@ def _check_fits(config: Any, kind: Family, cfg: RunConfig, folder: Path, vocab_s
             f"data.seq_len: {cfg.data.seq_len} is more than the {limit} positions the model can represent "
             f"({kind.position_limit}); data.seq_len={limit} works"
         )
+    stretched = _stretched_from(config)
+    shared = cfg.data.pack == "exact" or cfg.batch.micro_size > 1
+    if stretched and shared and cfg.data.seq_len > stretched:
+        problems.append(
+            f"data.seq_len: {cfg.data.seq_len} is more than the {stretched} positions up to which this model's rotary "
+            "frequencies are fixed; beyond, they depend on the longest sample of a micro-batch, so that samples would "
+            f"change one another; data.seq_len={stretched} or data.pack=none with batch.micro_size=1 works"
+        )
     if problems:
         raise ConfigError(problems)
+
+
+def _stretched_from(config: Any) -> int:
+    """Tokens from which a model's rotary frequencies depend on the length of the input (0: they never do).
+
+    transformers' ``dynamic_rope_update``: dynamic NTK grows beyond ``max_position_embeddings``, LongRoPE (Ding et al.
+    2024) changes its factors beyond ``original_max_position_embeddings``.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type")
+    if kind == "longrope":
+        original = rope.get("original_max_position_embeddings")
+        return int(original or getattr(config, "original_max_position_embeddings", 0) or config.max_position_embeddings)
+    return int(config.max_position_embeddings) if kind == "dynamic" else 0
 
 
 def _for_training(config: Any, kind: Family, cfg: RunConfig) -> list[str]:

@@ -7,7 +7,7 @@ transformers' modelling files of each family; tests compare the counts with real
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from conf.errors import ConfigError
@@ -60,8 +60,10 @@ def _embeddings(model: Mapping[str, Any], vocab: int, hidden: int, *, tied: bool
     return vocab * hidden * (1 if model.get("tie_word_embeddings", tied) else 2)
 
 
-def _llama_like(model: Mapping[str, Any], *, kv_heads: int | None = None, head_dim: int | None = None) -> Shape:
-    """Llama, Mistral, Qwen2 and Qwen3: RMSNorm, rotary positions, gated MLP, grouped-query attention."""
+def _llama_like(
+    model: Mapping[str, Any], *, kv_heads: int | None = None, head_dim: int | None = None, tied: bool = False
+) -> Shape:
+    """Llama and its relatives: RMSNorm, rotary positions, gated MLP, grouped-query attention."""
     kind, hidden, heads, vocab = (
         model["model_type"],
         model["hidden_size"],
@@ -81,8 +83,40 @@ def _llama_like(model: Mapping[str, Any], *, kv_heads: int | None = None, head_d
         Linear("up_proj", hidden, inner, mlp_bias),
         Linear("down_proj", inner, hidden, mlp_bias),
     )
-    norms = 2 * hidden + (2 * width if kind == "qwen3" else 0)
-    outside = _embeddings(model, vocab, hidden, tied=False) + hidden
+    of_heads = {"qwen3": 2 * width, "gemma3_text": 2 * width, "olmo2": heads * width + key_value}.get(kind, 0)
+    norms = (4 if kind.startswith("gemma") else 2) * hidden + of_heads
+    outside = _embeddings(model, vocab, hidden, tied=tied) + hidden
+    return Shape(hidden, model["num_hidden_layers"], vocab, linears, norms, outside)
+
+
+def _phi3(model: Mapping[str, Any]) -> Shape:
+    """Llama's block with its projections fused: query, key and value in one, gate and up in another."""
+    plain = _llama_like({**model, "attention_bias": False})
+    q_proj, k_proj, v_proj, o_proj, gate, up, down = plain.linears
+    fused = (
+        Linear("qkv_proj", q_proj.inputs, q_proj.outputs + k_proj.outputs + v_proj.outputs),
+        o_proj,
+        Linear("gate_up_proj", gate.inputs, gate.outputs + up.outputs),
+        down,
+    )
+    return replace(plain, linears=fused)
+
+
+def _phi(model: Mapping[str, Any]) -> Shape:
+    """Biases everywhere, the head included; one LayerNorm per block, and one per head with ``qk_layernorm``."""
+    hidden, heads, vocab = model["hidden_size"], model["num_attention_heads"], model["vocab_size"]
+    width = hidden // heads
+    key_value, inner = (model.get("num_key_value_heads") or heads) * width, model["intermediate_size"]
+    linears = (
+        Linear("q_proj", hidden, heads * width, True),
+        Linear("k_proj", hidden, key_value, True),
+        Linear("v_proj", hidden, key_value, True),
+        Linear("dense", heads * width, hidden, True),
+        Linear("fc1", hidden, inner, True),
+        Linear("fc2", inner, hidden, True),
+    )
+    norms = 2 * hidden + (4 * width if model.get("qk_layernorm") else 0)
+    outside = _embeddings(model, vocab, hidden, tied=False) + vocab + 2 * hidden
     return Shape(hidden, model["num_hidden_layers"], vocab, linears, norms, outside)
 
 
@@ -130,12 +164,18 @@ def shape_of(model: Mapping[str, Any]) -> Shape:
     kind = model.get("model_type")
     try:
         match kind:
-            case "llama" | "qwen2":
+            case "llama" | "qwen2" | "olmo2":
                 return _llama_like(model)
             case "mistral":
                 return _llama_like(model, kv_heads=8)
             case "qwen3":
                 return _llama_like(model, kv_heads=32, head_dim=128)
+            case "gemma2" | "gemma3_text":
+                return _llama_like(model, kv_heads=4, head_dim=256, tied=True)
+            case "phi":
+                return _phi(model)
+            case "phi3":
+                return _phi3(model)
             case "gpt2":
                 return _gpt2(model)
             case "gpt_neox":
@@ -143,7 +183,7 @@ def shape_of(model: Mapping[str, Any]) -> Shape:
             case "bloom":
                 return _bloom(model)
             case _:
-                known = "llama, mistral, qwen2, qwen3, gpt2, gpt_neox, bloom"
+                known = "llama, mistral, qwen2, qwen3, gemma2, gemma3_text, olmo2, phi, phi3, gpt2, gpt_neox, bloom"
                 raise ConfigError(f"model: no parameter arithmetic for model_type {kind!r}; known are {known}")
     except KeyError as error:
         raise ConfigError(f"model.config: a {kind} config needs the key {error.args[0]!r}, which is missing") from None

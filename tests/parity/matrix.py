@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,20 @@ class Setting:
     method: str
     tied: bool
     recompute: Recompute
+    dtype: Literal["fp32", "bf16"] = "fp32"
+
+
+@dataclass(frozen=True)
+class Found:
+    error: float
+    """Largest relative difference of a tensor from the fp32 reference, norm over norm."""
+    tensor: str
+    whole: float
+    """The same over all tensors at once."""
+    plain: float
+    """``whole`` of plain torch in the setting's dtype, sample by sample: what that dtype costs anyone."""
+    fed: bool
+    """Every target was fed once."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +61,16 @@ class MemoryProof(Proof):
         return [split], step
 
 
+SHAPES: list[tuple[int, str]] = [(1, "exact"), (2, "none"), (ROWS, "exact"), (2, "exact"), (1, "none")]
+"""Micro-batch and packing."""
+
+
 def settings(world: int) -> list[Setting]:
     """Stage x method x tied x recompute in full; micro-batch and packing go round, so that every pair of values meets.
 
     ROWS is odd: with several ranks, packed rows leave empty slots on the last one.
     """
-    shapes = itertools.cycle([(1, "exact"), (2, "none"), (ROWS, "exact"), (2, "exact"), (1, "none")])
+    shapes = itertools.cycle(SHAPES)
     product = itertools.product((0, 1, 2, 3), MODELS, ("none", "selective", "full"))
     return [
         Setting(world, micro, pack, stage, method, tied, recompute)  # type: ignore[arg-type]
@@ -59,24 +78,50 @@ def settings(world: int) -> list[Setting]:
     ]
 
 
+def settings_bf16(world: int) -> list[Setting]:
+    """Stages 1 to 3 (0 is refused with bf16) x method x tied; the rest goes round."""
+    rest = itertools.cycle(itertools.product(("none", "full"), SHAPES))
+    return [
+        Setting(world, micro, pack, stage, method, tied, recompute, "bf16")  # type: ignore[arg-type]
+        for (stage, (method, tied)), (recompute, (micro, pack)) in zip(
+            itertools.product((1, 2, 3), MODELS), rest, strict=False
+        )
+    ]
+
+
 def proof_of(setting: Setting, folder: str) -> MemoryProof:
     tuning: Any = LoraTuning(method="lora", rank=4, alpha=4.0) if setting.method == "lora" else FullTuning("full")
     config = {key: value for key, value in tiny_config("llama", tied=setting.tied).items() if key != "vocab_size"}
-    model = ModelConfig(config=config, init="random", dtype="fp32", tokenizer="train", recompute=setting.recompute)
+    model = ModelConfig(
+        config=config, init="random", dtype=setting.dtype, tokenizer="train", recompute=setting.recompute
+    )
     cfg = tiny_run(Path(folder, f"tied-{setting.tied}"), model, tuning=tuning, seq_len=40)
     zero = ZeroConfig(stage=setting.stage, persistence_threshold=0)
     cfg = replace(cfg, zero=zero, batch=BatchConfig(global_size=ROWS, micro_size=1))
     return MemoryProof(cfg, Path(folder), pad_id=1, eos_id=0, vocab_size=64)
 
 
-def errors(ranks: Ranks, chosen: list[Setting], folder: str) -> dict[Setting, tuple[float, str, bool]]:
-    """Worst relative gradient error of every setting, its tensor, and whether every target was fed once."""
-    references: dict[tuple[str, bool], Gradients] = {}
+def distance(found: Gradients, wanted: Gradients) -> float:
+    """Norm of the difference over the norm, over all tensors at once."""
+    difference = sum(float((found[name].float() - value).norm()) ** 2 for name, value in wanted.items())
+    return math.sqrt(difference / sum(float(value.norm()) ** 2 for value in wanted.values()))
+
+
+def errors(ranks: Ranks, chosen: list[Setting], folder: str) -> dict[Setting, Found]:
+    """Every setting's gradients against plain torch in fp32, and what plain torch makes of its dtype."""
+    references: dict[tuple[str, bool, str], Gradients] = {}
     found = {}
     for setting in chosen:
-        proof, key = proof_of(setting, folder), (setting.method, setting.tied)
-        gradients, fed = case_gradients(proof, Case("", setting.world, setting.micro_size, setting.pack), ranks)
-        if key not in references:  # after the ranks have made the random base together
-            references[key] = reference_gradients(proof)
-        found[setting] = (*worst(gradients, references[key]), fed == proof.plan("none")[1].targets)
+        gradients, fed = case_gradients(
+            proof_of(setting, folder), Case("", setting.world, setting.micro_size, setting.pack), ranks
+        )
+        for dtype in ("fp32", setting.dtype):  # after the ranks have made the random base together
+            if (setting.method, setting.tied, dtype) not in references:
+                proof = proof_of(replace(setting, dtype=dtype), folder)  # type: ignore[arg-type]
+                references[setting.method, setting.tied, dtype] = reference_gradients(proof)
+        wanted = references[setting.method, setting.tied, "fp32"]
+        error, tensor = worst(gradients, wanted)
+        plain = distance(references[setting.method, setting.tied, setting.dtype], wanted)
+        all_fed = fed == proof_of(setting, folder).plan("none")[1].targets
+        found[setting] = Found(error, tensor, distance(gradients, wanted), plain, all_fed)
     return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from conf.errors import ConfigError, InternalError
 from tests.tiny import FAMILIES, PACKING_FAMILIES, tiny_model
-from train.attention import choose, packed, selftest
+from train.attention import choose, flash, packed, selftest
 from train.attention.packed import packed_attention, varlen_attention_cpu
 from train.models import family
 
@@ -25,7 +27,9 @@ def chosen(backend: str, kind: str = "llama", *, pack: str = "exact", dtype: tor
     return choose(backend, family=family(kind), pack=pack, dtype=dtype, device=CPU)
 
 
-def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: tuple[int, int], scale: float) -> torch.Tensor:
+def reference(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: tuple[int, int], scale: float, cap: float | None = None
+) -> torch.Tensor:
     """One segment, [Tq, H, D] over [Tk, K, D], query by query: bottom-right alignment, zeros where nothing is seen."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
@@ -35,8 +39,9 @@ def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: tuple[i
         low = 0 if window[0] < 0 else max(0, diagonal - window[0])
         high = len(k) if window[1] < 0 else min(len(k), diagonal + window[1] + 1)
         if low < high:
-            weights = (torch.einsum("hd,thd->ht", q[i], k[low:high]) * scale).softmax(-1)
-            out[i] = torch.einsum("ht,thd->hd", weights, v[low:high])
+            scores = torch.einsum("hd,thd->ht", q[i], k[low:high]) * scale
+            scores = scores if cap is None else cap * torch.tanh(scores / cap)
+            out[i] = torch.einsum("ht,thd->hd", scores.softmax(-1), v[low:high])
     return out
 
 
@@ -47,9 +52,15 @@ def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: tuple[i
     window=st.sampled_from([(-1, -1), (-1, 0), (0, 0), (2, 0), (3, 1), (-1, 2)]),
     groups=st.sampled_from([1, 2]),
     scale=st.sampled_from([None, 0.3]),
+    cap=st.sampled_from([None, 0.7]),
 )
 def test_cpu_function_is_varlen_attention(
-    segments: list[tuple[int, int]], same: bool, window: tuple[int, int], groups: int, scale: float | None
+    segments: list[tuple[int, int]],
+    same: bool,
+    window: tuple[int, int],
+    groups: int,
+    scale: float | None,
+    cap: float | None,
 ) -> None:
     """Values and gradients against a plain loop, with other numbers of keys than queries and empty segments."""
     sizes = [(a, a if same else b) for a, b in segments]
@@ -73,10 +84,11 @@ def test_cpu_function_is_varlen_attention(
         scale=scale,
         window_size=window,
         enable_gqa=groups > 1,
+        soft_cap=cap,
     )
     spans = zip(itertools.pairwise(bounds_q), itertools.pairwise(bounds_k), strict=True)
     used = scale or 1 / math.sqrt(8)
-    expected = torch.cat([reference(q[a:b], k[c:d], v[c:d], window, used) for (a, b), (c, d) in spans])
+    expected = torch.cat([reference(q[a:b], k[c:d], v[c:d], window, used, cap) for (a, b), (c, d) in spans])
     torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
     pull = torch.randn(out.shape, generator=generator, dtype=torch.float64)
     found = torch.autograd.grad(out, (q, k, v), pull, allow_unused=True, materialize_grads=True)
@@ -187,6 +199,7 @@ def test_auto_prefers_packed_and_reports_its_error() -> None:
     found = chosen("auto")
     assert (found.name, found.implementation, found.layout) == ("packed", "corral_packed", "flat")
     assert 0 < found.error < 1e-5
+    assert chosen("auto", "gemma2").error < 1e-5
     assert chosen("auto", pack="none").layout == "flat"
     assert 1e-5 < chosen("auto", dtype=torch.bfloat16).error < 3e-2
 
@@ -226,30 +239,64 @@ def test_sdpa_pads_only_without_packing() -> None:
     assert chosen("sdpa", pack="exact").layout == "flat"
 
 
+def test_capped_scores_are_left_to_the_family_where_no_kernel_caps_them() -> None:
+    assert chosen("auto", "gemma2").name == "packed"
+    for pack, layout in (("exact", "flat"), ("none", "padded")):
+        found = chosen("sdpa", "gemma2", pack=pack)
+        assert (found.implementation, found.layout) == ("eager", layout)
+
+
+def test_a_kernel_that_forgets_the_cap_fails_the_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(*args: object, **kwargs: object) -> tuple[torch.Tensor, None]:
+        return packed_attention(*args, **{**kwargs, "softcap": None})  # type: ignore[arg-type]
+
+    selftest.measure.cache_clear()
+    monkeypatch.setattr(packed, "packed_attention", forgetful)
+    try:
+        assert chosen("packed", "llama").name == "packed"
+        with pytest.raises(ConfigError, match="self-test found an error"):
+            chosen("packed", "gemma2")
+    finally:
+        selftest.measure.cache_clear()
+        monkeypatch.undo()
+        chosen("packed")
+
+
 def refusal(device: str, dtype: torch.dtype, backend: str = "flash2", kind: str = "llama") -> str:
     with pytest.raises(ConfigError) as caught:
         choose(backend, family=family(kind), pack="exact", dtype=dtype, device=torch.device(device))
     return str(caught.value)
 
 
-def test_flash2_says_what_it_found_and_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.attention import flash2
-
-    assert "a cpu device was found" in refusal("cpu", torch.bfloat16)
-    monkeypatch.setattr(flash2.importlib.util, "find_spec", lambda name: None)
-    assert "no flash_attn package was found" in refusal("cuda", torch.bfloat16)
-    monkeypatch.setattr(flash2.importlib.util, "find_spec", lambda name: SimpleNamespace())
-    monkeypatch.setattr(flash2.importlib.metadata, "version", lambda name: "1.0.9")
-    assert "flash_attn 1.0.9 was found, but it needs 2.x" in refusal("cuda", torch.bfloat16)
-    monkeypatch.setattr(flash2.importlib.metadata, "version", lambda name: "2.8.3")
-    assert "model.dtype=bf16 or attention=sdpa works" in refusal("cuda", torch.float32)
-    found = flash2.require(family("llama"), pack="exact", dtype=torch.bfloat16, device=torch.device("cuda"))
-    assert (found.implementation, found.layout) == ("flash_attention_2", "flat")
+@pytest.mark.parametrize(
+    ("backend", "module"), [("flash2", "flash_attn"), ("flash3", "flash_attn_interface"), ("flash4", "flash_attn.cute")]
+)
+def test_flash_says_what_it_found_and_what_works(backend: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence per rule; nothing here has a GPU or the packages, so what would be found is put in their place."""
+    assert f"{backend} was asked for and a cpu device was found" in refusal("cpu", torch.bfloat16, backend)
+    absent = refusal("cuda", torch.bfloat16, backend)
+    assert f"no {module} package was found" in absent
+    assert "attention=packed works without it" in absent
+    assert "type bloom" in refusal("cuda", torch.bfloat16, backend, "bloom")
+    monkeypatch.setattr(flash.importlib.util, "find_spec", lambda name: SimpleNamespace())
+    assert f"no {module} package was found" in refusal("cuda", torch.bfloat16, backend)  # some other flash_attn
+    monkeypatch.setattr(flash.importlib.metadata, "version", lambda name: "1.0.9")
+    if backend == "flash2":
+        assert "flash_attn 1.0.9 was found, but it needs 2.x" in refusal("cuda", torch.bfloat16)
+        monkeypatch.setattr(flash.importlib.metadata, "version", lambda name: "2.8.3")
+    assert "model.dtype=bf16 or attention=auto works" in refusal("cuda", torch.float32, backend)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "compute capability 7.5" in refusal("cuda", torch.bfloat16, backend)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    require = import_module(f"train.attention.{backend}").require
+    found = require(family("gemma2"), pack="exact", dtype=torch.bfloat16, device=torch.device("cuda"))
+    assert (found.implementation, found.layout) == (f"flash_attention_{backend[-1]}", "flat")
 
 
 def test_packed_refuses_what_its_kernel_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "model.dtype=bf16 or attention=sdpa works" in refusal("cuda", torch.float32, "packed")
     assert "kernels for cpu and cuda only" in refusal("mps", torch.float32, "packed")
+    assert "gemma2, whose attention scores are soft-capped" in refusal("cuda", torch.bfloat16, "packed", "gemma2")
     monkeypatch.setattr(packed, "_find_varlen", lambda: None)
     assert "torch >= 2.10" in refusal("cuda", torch.bfloat16, "packed")
 
@@ -267,11 +314,31 @@ def test_a_batch_without_bounds_is_refused_not_mixed() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("window", [(-1, 0), (3, 0)])
-def test_cuda_kernel_agrees_with_the_cpu_function(window: tuple[int, int]) -> None:
-    q, k, v = (torch.randn(tokens, heads, 64) for tokens, heads in ((21, 4), (30, 2), (30, 2)))
-    bounds_q, bounds_k = (torch.tensor(each, dtype=torch.int32) for each in ([0, 5, 6, 21], [0, 8, 12, 30]))
-    options = {"scale": 0.125, "window_size": window, "enable_gqa": True}
-    expected = varlen_attention_cpu(q, k, v, bounds_q, bounds_k, 15, 18, **options)
-    moved = [x.cuda().bfloat16() for x in (q, k, v)]
-    out = packed._varlen_cuda(*moved, bounds_q.cuda(), bounds_k.cuda(), 15, 18, **options)
-    torch.testing.assert_close(out.float().cpu(), expected, atol=3e-2, rtol=0)
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("bounds_k", [[0, 5, 6, 21], [0, 8, 12, 30]], ids=["same", "more keys"])
+def test_cuda_kernel_agrees_with_the_cpu_function(bounds_k: list[int], key_heads: int, window: tuple[int, int]) -> None:
+    """Values and gradients, grouped heads, a window, and more keys than queries (aligned at the bottom right)."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(21, 4, 64), (bounds_k[-1], key_heads, 64), (bounds_k[-1], key_heads, 64)]
+    mine = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    pull = torch.randn(shapes[0], generator=generator).bfloat16()
+    cu_q, cu_k = (torch.tensor(each, dtype=torch.int32) for each in ([0, 5, 6, 21], bounds_k))
+    options = {"scale": 0.125, "window_size": window, "enable_gqa": key_heads != 4}
+
+    def run(attend: Callable[..., torch.Tensor], device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        q, k, v = (x.to(device, dtype).requires_grad_() for x in mine)
+        out = attend(q, k, v, cu_q.to(device), cu_k.to(device), 15, 18, **options)
+        pieces = [out, *torch.autograd.grad(out, (q, k, v), pull.to(device, dtype))]
+        return [piece.detach().float().cpu() for piece in pieces]
+
+    found = run(packed._varlen_cuda, "cuda", torch.bfloat16)
+    for one, other in zip(found, run(varlen_attention_cpu, "cpu", torch.float32), strict=True):
+        torch.testing.assert_close(one, other, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_auto_finds_an_isolating_backend_on_a_gpu() -> None:
+    for kind in PACKING_FAMILIES:
+        found = choose("auto", family=family(kind), pack="exact", dtype=torch.bfloat16, device=torch.device("cuda"))
+        assert found.layout == "flat"

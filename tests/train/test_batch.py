@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conf.errors import InternalError
 from data_prep.stream import PackedRow
 from train.batch import IGNORE, collate, forward_kwargs
 from train.loss import token_nll_sum
@@ -106,3 +108,10 @@ def test_bounds_and_positions_restart_with_every_sample() -> None:
     assert [int(batch.labels[0, place]) for place in (0, 4, 7)] == [IGNORE] * 3
     assert kwargs["attention_mask"] is None
     assert kwargs["use_cache"] is False
+
+
+def test_a_packed_row_with_a_mask_is_refused() -> None:
+    row = [PackedRow(samples=((0, 0),), tokens=3)]
+    batch = collate(row, [FakeSplit([3])], layout="flat", pad_id=0, device=CPU)  # type: ignore[list-item]
+    with pytest.raises(InternalError, match="would mix its samples"):
+        dataclasses.replace(batch, attention_mask=torch.ones_like(batch.input_ids))

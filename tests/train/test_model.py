@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-@pytest.mark.parametrize("kind", [*FAMILIES, "qwen2"])
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_every_family_builds_from_nothing(tmp_path: Path, kind: str) -> None:
     found = built(tmp_path, random_model(kind), pack="none" if kind == "bloom" else "exact")
     assert found.family.model_type == kind
@@ -127,10 +128,11 @@ def mistakes(folder: Path) -> list[tuple[ModelConfig, type[CorralError], str]]:
         (ModelConfig(config={**llama, "model_type": "lama"}, init="random"), ConfigError, "did you mean 'llama'"),
         (ModelConfig(config={**llama, "vocab_size": 40}, init="random"), ConfigError, "less than the tokenizer's 61"),
         (ModelConfig(config={**llama, "attention_dropout": 0.1}, init="random"), ConfigError, "must be 0 in training"),
+        (ModelConfig(config={**llama, "use_cache": True}, init="random"), ConfigError, "mix the samples"),
     ]
 
 
-@pytest.mark.parametrize("case", range(9))
+@pytest.mark.parametrize("case", range(10))
 def test_mistakes_get_one_sentence(folder: Path, tmp_path: Path, case: int) -> None:
     model, kind, sentence = mistakes(folder)[case]
     with pytest.raises(kind, match=sentence):
@@ -142,6 +144,34 @@ def test_a_tokenizer_or_row_too_large_for_the_model(folder: Path, tmp_path: Path
         built(tmp_path, ModelConfig(path=str(folder)), vocab_size=100)
     with pytest.raises(ConfigError, match=r"data\.seq_len: 256 is more than the 128 positions .*seq_len=128 works"):
         built(tmp_path, random_model("gpt2"), seq_len=256)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rope"),
+    [
+        ("llama", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}),
+        (
+            "phi3",
+            {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0] * 4,
+                "long_factor": [4.0] * 4,
+            },
+        ),
+    ],
+)
+def test_frequencies_that_follow_the_longest_sample_are_refused(
+    kind: str, rope: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two samples, one of them long: transformers would give the short one other frequencies than alone."""
+    plain = random_model(kind).config or {}
+    limit = {"original_max_position_embeddings": 128} if kind == "phi3" else {}
+    model = ModelConfig(config={**plain, **limit, "rope_parameters": rope}, init="random", dtype="fp32")
+    with pytest.raises(ConfigError, match=r"256 is more than the 128 positions .*data\.seq_len=128 or data\.pack=none"):
+        built(tmp_path / "long", model, seq_len=256)
+    built(tmp_path / "short", model, seq_len=128)
+    built(tmp_path / "alone", model, seq_len=256, pack="none")
 
 
 def test_damaged_weights_are_never_replaced_by_random_ones(folder: Path, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from train.models import Family
 
 __all__ = ["PREFERENCE", "Attention", "choose"]
 
-PREFERENCE = ("packed", "flash2", "sdpa")
-"""What ``auto`` tries, best first. Flat layouts carry no padding at all, so they come first with pack=none as well."""
+PREFERENCE = ("flash4", "flash3", "packed", "flash2", "sdpa")
+"""What ``auto`` tries, best first: the newest kernels where someone installed them, then PyTorch's own. Flat layouts
+carry no padding at all, so they come first with pack=none as well."""
 
 Require = Callable[..., Attention]
 
@@ -36,11 +37,11 @@ def choose(backend: str, *, family: Family, pack: str, dtype: torch.dtype, devic
             "that can see one another are refused; data.pack=none works"
         )
     if backend != "auto":
-        return _tested(_require(backend)(family, pack=pack, dtype=dtype, device=device), dtype, device)
+        return _tested(_require(backend)(family, pack=pack, dtype=dtype, device=device), family, dtype, device)
     refusals: list[str] = []
     for name in PREFERENCE:
         try:
-            return _tested(_require(name)(family, pack=pack, dtype=dtype, device=device), dtype, device)
+            return _tested(_require(name)(family, pack=pack, dtype=dtype, device=device), family, dtype, device)
         except ConfigError as refusal:
             refusals += refusal.problems
     raise ConfigError(refusals)
@@ -51,11 +52,14 @@ def _require(backend: str) -> Require:
     return require
 
 
-def _tested(attention: Attention, dtype: torch.dtype, device: torch.device) -> Attention:
-    """``attention`` with its measured error, or ConfigError if it failed. Padded rows hold one sample: no test."""
-    if attention.layout == "padded":
+def _tested(attention: Attention, family: Family, dtype: torch.dtype, device: torch.device) -> Attention:
+    """``attention`` with its measured error, or ConfigError if it failed.
+
+    Not tested: padded rows, which hold one sample, and a family's own attention over transformers' own mask.
+    """
+    if attention.layout == "padded" or attention.implementation == "eager":
         return attention
-    result = measure(attention.implementation, dtype=dtype, device=device)
+    result = measure(attention.implementation, dtype=dtype, device=device, capped=family.soft_cap)
     if not result.passed:
         raise ConfigError(
             f"attention: {attention.name} was asked for, and on {device.type} in {dtype} its self-test found an error "

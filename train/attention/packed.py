@@ -43,6 +43,11 @@ def require(family: Family, *, pack: str, dtype: torch.dtype, device: torch.devi
             f"{asked} and torch {torch.__version__} was found, but torch.nn.attention.varlen needs torch >= 2.10; "
             "attention=sdpa works"
         )
+    if device.type == "cuda" and family.soft_cap:
+        raise ConfigError(
+            f"{asked} a model of type {family.model_type}, whose attention scores are soft-capped, and PyTorch's "
+            "kernel for GPUs has no soft cap; attention=flash2 or attention=auto works"
+        )
     _register()
     return Attention(name="packed", implementation=IMPLEMENTATION, layout="flat")
 
@@ -83,12 +88,13 @@ def packed_attention(
     cu_seq_lens_k: torch.Tensor | None = None,
     max_length_q: int | None = None,
     max_length_k: int | None = None,
+    softcap: float | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
 
-    ``sliding_window`` counts the token itself, as in transformers. Raises InternalError without the samples' bounds,
-    because attention over a whole row would mix samples.
+    ``sliding_window`` counts the token itself, as in transformers; ``softcap`` is Gemma 2's. Raises InternalError
+    without the samples' bounds, because attention over a whole row would mix samples.
     """
     if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
         raise InternalError(
@@ -110,6 +116,7 @@ def packed_attention(
         scale=scaling,
         window_size=window,
         enable_gqa=query.shape[1] != key.shape[1],
+        soft_cap=softcap,
     )
     return out_THD[None], None
 
@@ -126,9 +133,11 @@ def _varlen_cuda(
     scale: float | None,
     window_size: tuple[int, int],
     enable_gqa: bool,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     varlen = _find_varlen()
     assert varlen is not None, "require() refuses a torch without varlen_attn"
+    assert soft_cap is None, "require() refuses families with a soft cap on CUDA"
     options: dict[str, bool] = {}
     if enable_gqa and _kernel_groups_heads():
         options["enable_gqa"] = True

@@ -17,14 +17,13 @@ from train.models import Family
 def require(family: Family, *, pack: str, dtype: torch.dtype, device: torch.device) -> Attention:
     """The backend for this run. Raises ConfigError where packed rows could not be isolated.
 
-    A family without transformers' attention interface computes its own attention, which takes a padding mask and is
-    therefore right for padded rows.
+    A family that SDPA cannot compute, because its scores are capped or it has no attention interface, computes its own
+    attention (eager) over the same mask.
     """
     if pack == "exact" and not family.packing:
         raise ConfigError(
             f"attention: sdpa was asked to isolate packed samples of a model of type {family.model_type}, "
             f"{family.reason}; data.pack=none works"
         )
-    if not family.interface:
-        return Attention(name="eager", implementation="eager", layout="padded")
-    return Attention(name="sdpa", implementation="sdpa", layout="flat" if pack == "exact" else "padded")
+    name = "sdpa" if family.interface and not family.soft_cap else "eager"
+    return Attention(name=name, implementation=name, layout="flat" if pack == "exact" else "padded")

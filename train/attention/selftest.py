@@ -1,7 +1,8 @@
 """Start-up proof of an attention backend on this machine: right numbers, and no sample sees another.
 
-Three ragged segments, grouped-query heads, with and without a sliding window, against a reference in fp32 that is
-written out plainly. The leakage probe changes the first segment; not one bit of the others may change.
+Three ragged segments, grouped-query heads, with and without a sliding window, values and gradients, against a
+reference in fp32 that is written out plainly. The leakage probe changes the first segment; not one bit of the others
+may change.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import torch
 LENGTHS = (5, 1, 9)
 HEADS, KEY_HEADS, HEAD_SIZE = 4, 2, 32
 WINDOW = 4
+CAP = 1.0
+"""Near the scores, so that a kernel that forgets the cap is far off."""
 ALLOWED = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Largest absolute error by dtype; inputs are standard normal, so outputs are of order one."""
+"""Largest error by dtype, of outputs and gradients, over the largest value of the reference if that exceeds one."""
 
 
 @dataclass(frozen=True)
 class SelfTest:
     error: float
-    """Largest absolute difference from the fp32 reference."""
+    """Largest difference from the fp32 reference."""
     leak: float
     """Largest change of segments two and three when segment one changes."""
     allowed: float
@@ -45,21 +48,32 @@ class _Probe(torch.nn.Module):
 
 
 @functools.cache
-def measure(implementation: str, *, dtype: torch.dtype, device: torch.device) -> SelfTest:
-    """Run the self-test of a transformers attention function by name, once per process, dtype and device."""
+def measure(implementation: str, *, dtype: torch.dtype, device: torch.device, capped: bool) -> SelfTest:
+    """Run the self-test of a transformers attention function by name, once per process, dtype and device.
+
+    ``capped``: with soft-capped scores, for a family that has them.
+    """
     generator = torch.Generator().manual_seed(0)
-    total = sum(LENGTHS)
+    total, cap = sum(LENGTHS), CAP if capped else None
     shapes = [(1, heads, total, HEAD_SIZE) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
-    q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
-    changed = _with_first_changed(q), _with_first_changed(k), _with_first_changed(v)
+    q, k, v = (torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes)
+    pull = torch.randn((1, total, HEADS, HEAD_SIZE), generator=generator).to(device, dtype)
+    q2, k2, v2 = (_with_first_changed(x.detach()) for x in (q, k, v))
     error = leak = 0.0
     for window in (None, WINDOW):
-        out = _run(implementation, q, k, v, window)
-        other = _run(implementation, *changed, window)
-        reference = _reference(q.float(), k.float(), v.float(), window)
-        error = max(error, float((out.float() - reference).abs().max()))
-        leak = max(leak, float((out - other)[:, LENGTHS[0] :].abs().max()))
+        out = _run(implementation, q, k, v, window, cap)
+        wanted = _reference(q.float(), k.float(), v.float(), window, cap)
+        found = [out, *torch.autograd.grad(out, (q, k, v), pull)]
+        expected = [wanted, *torch.autograd.grad(wanted, (q, k, v), pull.float())]
+        error = max(error, *(_distance(a, b) for a, b in zip(found, expected, strict=True)))
+        other = _run(implementation, q2, k2, v2, window, cap)
+        leak = max(leak, float((out - other)[:, LENGTHS[0] :].detach().abs().max()))
     return SelfTest(error=error, leak=leak, allowed=ALLOWED[dtype])
+
+
+def _distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    found, wanted = found.detach().float(), wanted.detach()
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1.0))
 
 
 def _with_first_changed(x: torch.Tensor) -> torch.Tensor:
@@ -68,7 +82,9 @@ def _with_first_changed(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _run(implementation: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
+def _run(
+    implementation: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, cap: float | None
+) -> torch.Tensor:
     """[1, T, H, D] from the named function, called as a model calls it."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -83,6 +99,7 @@ def _run(implementation: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
         dropout=0.0,
         scaling=HEAD_SIZE**-0.5,
         sliding_window=window,
+        softcap=cap,
         cu_seq_lens_q=bounds,
         cu_seq_lens_k=bounds,
         max_length_q=max(LENGTHS),
@@ -99,9 +116,13 @@ def _seen(window: int | None, device: torch.device) -> torch.Tensor:
     return (segment[:, None] == segment) & (behind >= 0) & (behind < (window or len(place)))
 
 
-def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
-    """softmax(q k / sqrt(D)) v over what is seen, in fp32: [1, T, H, D]."""
+def _reference(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, cap: float | None
+) -> torch.Tensor:
+    """softmax(q k / sqrt(D)) v over what is seen, in fp32: [1, T, H, D]. Soft cap: Gemma 2, section 2."""
     k, v = (x.repeat_interleave(HEADS // KEY_HEADS, dim=1) for x in (k, v))
     scores = q @ k.transpose(-1, -2) / math.sqrt(HEAD_SIZE)
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
     weights = scores.masked_fill(~_seen(window, q.device), float("-inf")).softmax(-1)
     return (weights @ v).transpose(1, 2)

@@ -9,7 +9,7 @@ from typing import Literal
 @dataclass(frozen=True)
 class Attention:
     name: str
-    """The backend: packed, flash2, sdpa; eager for a family that brings its own."""
+    """The backend: packed, flash2, flash3, flash4, sdpa; eager for a family that computes its own."""
     implementation: str
     """transformers' ``attn_implementation``."""
     layout: Literal["flat", "padded"]

@@ -33,23 +33,25 @@ def varlen_attention_cpu(
     scale: float | None = None,
     window_size: tuple[int, int] = (-1, -1),
     enable_gqa: bool = False,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """``torch.nn.attention.varlen.varlen_attn`` on a CPU: query [T, H, D], key and value [Tk, K, D] -> [T, H, D].
 
     Segment s is queries cu_seq_q[s]..cu_seq_q[s+1] over keys cu_seq_k[s]..cu_seq_k[s+1]; causality is aligned at the
     bottom right (the last query sees the last key), and ``window_size`` = (left, right) counts neighbours around that
-    diagonal, -1 meaning no limit. A query that sees no key gives zeros.
+    diagonal, -1 meaning no limit. A query that sees no key gives zeros. ``soft_cap``, which the kernel has not: scores
+    s become cap * tanh(s / cap) before the softmax (Gemma 2, section 2).
     """
     if not enable_gqa and query.shape[1] != key.shape[1]:
         raise ValueError(f"{query.shape[1]} query heads over {key.shape[1]} key heads need enable_gqa=True")
     bounds_q = cu_seq_q.tolist()
     bounds_k = bounds_q if cu_seq_k is None or cu_seq_k is cu_seq_q else cu_seq_k.tolist()
-    if window_size == (-1, 0) and bounds_q == bounds_k:
+    if window_size == (-1, 0) and bounds_q == bounds_k and soft_cap is None:
         return _causal_groups(query, key, value, tuple(bounds_q), scale, enable_gqa)
     q_HTD, k_KTD, v_KTD = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
     spans = zip(bounds_q, bounds_q[1:], bounds_k, bounds_k[1:], strict=False)
     pieces = [
-        _segment(q_HTD[:, a:b], k_KTD[:, c:d], v_KTD[:, c:d], window_size, scale, enable_gqa)
+        _segment(q_HTD[:, a:b], k_KTD[:, c:d], v_KTD[:, c:d], window_size, scale, enable_gqa, soft_cap)
         for a, b, c, d in spans
         if b > a
     ]
@@ -111,6 +113,7 @@ def _segment(
     window: tuple[int, int],
     scale: float | None,
     grouped: bool,
+    soft_cap: float | None,
 ) -> torch.Tensor:
     """One sample: [H, Tq, D] over [K, Tk, D]."""
     queries, keys = q_HTD.shape[1], k_KTD.shape[1]
@@ -119,13 +122,33 @@ def _segment(
     blind = queries if keys == 0 else max(0, queries - keys - right) if right >= 0 else 0
     blind = min(blind, queries)
     if blind:
-        seen = _segment(q_HTD[:, blind:], k_KTD, v_KTD, window, scale, grouped) if blind < queries else q_HTD[:, :0]
+        rest = q_HTD[:, blind:]
+        seen = _segment(rest, k_KTD, v_KTD, window, scale, grouped, soft_cap) if blind < queries else rest
         return torch.cat([q_HTD[:, :blind] * 0.0, seen], dim=1)  # with a graph, as the kernel's output
     plain_causal = right == 0 and left < 0 and queries == keys
+    if soft_cap is not None:
+        return _capped(q_HTD, k_KTD, v_KTD, _band(queries, keys, left, right, q_HTD.device), scale, soft_cap)
     mask = None if plain_causal or (left < 0 and right < 0) else _band(queries, keys, left, right, q_HTD.device)
     return functional.scaled_dot_product_attention(
         q_HTD[None], k_KTD[None], v_KTD[None], attn_mask=mask, is_causal=plain_causal, scale=scale, enable_gqa=grouped
     )[0]
+
+
+def _capped(
+    q_HTD: torch.Tensor,
+    k_KTD: torch.Tensor,
+    v_KTD: torch.Tensor,
+    seen: torch.Tensor,
+    scale: float | None,
+    cap: float,
+) -> torch.Tensor:
+    """Attention with soft-capped scores, written out: [H, Tq, D]. The softmax is in fp32, as transformers' own."""
+    groups = q_HTD.shape[0] // k_KTD.shape[0]
+    k_HTD, v_HTD = (x.repeat_interleave(groups, dim=0) for x in (k_KTD, v_KTD))
+    scores = q_HTD @ k_HTD.transpose(1, 2) * (q_HTD.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (torch.tanh(scores / cap) * cap).masked_fill(~seen, float("-inf"))
+    at_least_fp32 = torch.promote_types(scores.dtype, torch.float32)
+    return scores.softmax(-1, dtype=at_least_fp32).to(v_HTD.dtype) @ v_HTD
 
 
 def _band(queries: int, keys: int, left: int, right: int, device: torch.device) -> torch.Tensor:

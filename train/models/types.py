@@ -17,6 +17,8 @@ class Family:
     """Samples of a packed row can be isolated."""
     interface: bool = True
     """Attention goes through transformers' AttentionInterface, so that backends can be exchanged."""
+    soft_cap: bool = False
+    """Attention scores s become cap * tanh(s / cap) (Gemma 2, section 2). A kernel that cannot do so is refused."""
     reason: str = ""
     """Why not, where ``packing`` or ``interface`` is False; completes "a model of type X, ..."."""
     dropouts: tuple[str, ...] = ()
