@@ -15,7 +15,7 @@ import numpy.typing as npt
 from data_prep import files
 from data_prep.block import Counts, Job, block_file, quarantine_line, read_outcome
 from data_prep.conversation import Rejected
-from data_prep.shards import Sample, SplitWriter
+from data_prep.shard_writer import Sample, SplitWriter
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The prepared corpus on disk: writer and reader (format: "A prepared corpus" in docs).
+"""The prepared corpus on disk: its format and its reader (``shard_writer`` writes it; "A prepared corpus" in docs).
 
 Arrow IPC *stream* files, uncompressed, so that ``datasets.Dataset.from_file`` and a memory map both open them; about
 64k rows per shard in record batches of 8,192. Each file goes to a temporary name, is flushed to disk and then renamed;
@@ -9,9 +9,8 @@ the memory map, made with ``buffers()`` and ``np.frombuffer`` (``to_numpy`` woul
 from __future__ import annotations
 
 import json
-import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +21,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from conf.errors import BadData, MissingInput, StorageError
-from data_prep.durable import file_digest, publish
+from conf.errors import BadData, MissingInput
+from data_prep.durable import file_digest
 
 VERSION = 1
 MANIFEST = "MANIFEST.json"
@@ -32,6 +31,18 @@ BATCH_ROWS = 8_192
 
 Ints = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
+Lengths = npt.NDArray[np.integer[Any]]
+
+
+PLAIN: dict[str, type] = {
+    "targets": np.int32,
+    "prefix": np.int32,
+    "prefix_len": np.int32,
+    "file": np.int32,
+    "row": np.int64,
+    "variant": np.int16,
+}
+"""Columns of one number per row."""
 
 
 def schema() -> Any:
@@ -40,129 +51,9 @@ def schema() -> Any:
         [
             ("input_ids", pa.list_(pa.int32())),
             ("loss_mask", pa.list_(pa.uint8())),
-            ("targets", pa.int32()),
-            ("prefix", pa.int32()),
-            ("prefix_len", pa.int32()),
-            ("file", pa.int32()),
-            ("row", pa.int64()),
-            ("variant", pa.int16()),
+            *((name, pa.from_numpy_dtype(kind)) for name, kind in PLAIN.items()),
         ]
     )
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One row on its way to disk."""
-
-    input_ids: Sequence[int] | Ints
-    loss_mask: Sequence[int] | Bytes
-    file: int
-    row: int
-    variant: int = 0
-
-    @property
-    def targets(self) -> int:
-        return int(np.count_nonzero(np.asarray(self.loss_mask)[1:]))
-
-
-def record_batch(rows: Sequence[Sample]) -> Any:
-    """Arrow record batch of ``rows``."""
-    offsets = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum([len(row.input_ids) for row in rows], out=offsets[1:])
-    ids = np.concatenate([np.asarray(row.input_ids, np.int32) for row in rows])
-    mask = np.concatenate([np.asarray(row.loss_mask, np.uint8) for row in rows])
-    columns = [
-        pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids)),
-        pa.ListArray.from_arrays(pa.array(offsets), pa.array(mask)),
-        pa.array(np.array([row.targets for row in rows], np.int32)),
-        pa.array(np.full(len(rows), -1, np.int32)),
-        pa.array(np.zeros(len(rows), np.int32)),
-        pa.array(np.array([row.file for row in rows], np.int32)),
-        pa.array(np.array([row.row for row in rows], np.int64)),
-        pa.array(np.array([row.variant for row in rows], np.int16)),
-    ]
-    return pa.record_batch(columns, schema=schema())
-
-
-class SplitWriter:
-    """Writes one split of one source as shards under ``folder``. ``finish()`` gives its entry for the MANIFEST."""
-
-    def __init__(self, folder: Path, root: Path, *, shard_rows: int = SHARD_ROWS, batch_rows: int = BATCH_ROWS) -> None:
-        self._folder, self._root = folder, root
-        self._shard_rows, self._batch_rows = shard_rows, batch_rows
-        self._pending: list[Sample] = []
-        self._shards: list[dict[str, Any]] = []
-        self._sink: Any = None
-        self._writer: Any = None
-        self._rows = self._tokens = self._supervised = self._all_tokens = 0
-        self.max_tokens = 0
-        """Tokens of the longest sample so far."""
-        self.min_vocab = 0
-        """Largest token id so far, plus one."""
-
-    def add(self, sample: Sample) -> None:
-        """Append one sample; raises ValueError for an empty one, or one whose mask has another length."""
-        if not len(sample.input_ids) or len(sample.input_ids) != len(sample.loss_mask):
-            raise ValueError(f"sample of row {sample.row} is empty or its mask has another length")
-        self._pending.append(sample)
-        self._supervised += sample.targets
-        self.max_tokens = max(self.max_tokens, len(sample.input_ids))
-        self.min_vocab = max(self.min_vocab, int(np.max(sample.input_ids)) + 1)
-        if len(self._pending) >= self._batch_rows:
-            self._flush()
-
-    def finish(self) -> dict[str, Any]:
-        """Close the last shard. Keys: rows, tokens, supervised_tokens, prefixes, shards."""
-        self._flush()
-        self._close()
-        return {
-            "rows": sum(shard["rows"] for shard in self._shards),
-            "tokens": self._all_tokens,
-            "supervised_tokens": self._supervised,
-            "prefixes": [],
-            "shards": self._shards,
-        }
-
-    @property
-    def _path(self) -> Path:
-        return self._folder / f"shard-{len(self._shards):05d}.arrow"
-
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        try:
-            if self._writer is None:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._sink = self._path.with_suffix(".tmp").open("wb")
-                self._writer = pa.ipc.new_stream(self._sink, schema())
-            self._writer.write_batch(record_batch(self._pending))
-        except OSError as error:
-            raise StorageError(f"cannot write {self._path}: {error.strerror or error}") from error
-        self._rows += len(self._pending)
-        self._tokens += sum(len(sample.input_ids) for sample in self._pending)
-        self._pending = []
-        if self._rows >= self._shard_rows:
-            self._close()
-
-    def _close(self) -> None:
-        if self._writer is None:
-            return
-        path = self._path
-        temporary = path.with_suffix(".tmp")
-        try:
-            self._writer.close()
-            self._sink.flush()
-            os.fsync(self._sink.fileno())
-            self._sink.close()
-            publish(temporary, path)
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-        name = path.relative_to(self._root).as_posix()
-        entry = {"file": name, "rows": self._rows, "tokens": self._tokens}
-        self._shards.append({**entry, "bytes": path.stat().st_size, "xxh3": file_digest(path)})
-        self._all_tokens += self._tokens
-        self._rows = self._tokens = 0
-        self._sink = self._writer = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +65,12 @@ class _Batch:
     ids_at: Ints
     """Offsets of the rows in ``ids``, one more than rows."""
     mask_at: Ints
-    columns: dict[str, npt.NDArray[Any]]
+    record: Any
+
+    @cached_property
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """The columns of one number per row. Opening needs one of them, so most batches never make these views."""
+        return {name: _plain(self.record.column(name), kind) for name, kind in PLAIN.items()}
 
 
 def _plain(column: Any, dtype: type) -> npt.NDArray[Any]:
@@ -190,9 +86,25 @@ def _list(column: Any, dtype: type) -> tuple[npt.NDArray[Any], Ints]:
 def _view(batch: Any) -> _Batch:
     ids, ids_at = _list(batch.column("input_ids"), np.int32)
     mask, mask_at = _list(batch.column("loss_mask"), np.uint8)
-    kinds: dict[str, type] = {"targets": np.int32, "prefix": np.int32, "prefix_len": np.int32}
-    kinds |= {"file": np.int32, "row": np.int64, "variant": np.int16}
-    return _Batch(ids, mask, ids_at, mask_at, {name: _plain(batch.column(name), kind) for name, kind in kinds.items()})
+    if missing := PLAIN.keys() - set(batch.schema.names):
+        raise KeyError(f"no column {min(missing)}")
+    return _Batch(ids, mask, ids_at, mask_at, batch)
+
+
+def _narrow(batches: Sequence[_Batch], column: Callable[[_Batch], Ints]) -> Lengths:
+    """A column of all batches in two bytes per row where that holds it: all that a rank keeps of every row.
+
+    Filled in place, because freed copies of every batch would stay on the heap between the views that are kept.
+    """
+    whole = np.empty(sum(len(batch.ids_at) - 1 for batch in batches), np.uint16)
+    start = 0
+    for batch in batches:
+        part = column(batch)
+        if part.max(initial=0) > np.iinfo(np.uint16).max:
+            return np.concatenate([column(each) for each in batches])
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole
 
 
 @dataclass
@@ -216,14 +128,14 @@ class Split:
         return self._starts[-1]
 
     @cached_property
-    def lengths(self) -> Ints:
-        """Tokens per row, int32 [rows]."""
-        return np.concatenate([np.diff(batch.ids_at) for batch in self.batches]).astype(np.int32, copy=False)
+    def lengths(self) -> Lengths:
+        """Tokens per row, [rows]: uint16, int32 only if a row has 65,536 tokens or more."""
+        return _narrow(self.batches, lambda batch: batch.ids_at[1:] - batch.ids_at[:-1])
 
     @cached_property
-    def targets(self) -> Ints:
-        """Supervised tokens that have a predecessor, per row, int32 [rows]."""
-        return np.concatenate([batch.columns["targets"] for batch in self.batches])
+    def targets(self) -> Lengths:
+        """Supervised tokens that have a predecessor, per row, [rows]: uint16 or int32."""
+        return _narrow(self.batches, lambda batch: _plain(batch.record.column("targets"), np.int32))
 
     def _find(self, row: int) -> tuple[_Batch, int]:
         if not 0 <= row < self.rows:
@@ -300,16 +212,15 @@ def _check_rows(path: Path, batches: list[_Batch]) -> None:
     """A row without a token has no place in a packed row, and a mask of another length would shift every label."""
     before = 0
     for batch in batches:
-        lengths = np.diff(batch.ids_at)
-        if lengths.min(initial=1) < 1:
-            row = before + int(np.argmin(lengths))
-            raise BadData(f"row {row} of {path} has no tokens; prepare the corpus again.")
-        if not np.array_equal(lengths, np.diff(batch.mask_at)):
-            row = before + int(np.argmax(lengths != np.diff(batch.mask_at)))
+        empty = batch.ids_at[1:] <= batch.ids_at[:-1]
+        if empty.any():
+            raise BadData(f"row {before + int(empty.argmax())} of {path} has no tokens; prepare the corpus again.")
+        if not np.array_equal(batch.ids_at - batch.ids_at[0], batch.mask_at - batch.mask_at[0]):
+            row = before + int((np.diff(batch.ids_at) != np.diff(batch.mask_at)).argmax())
             raise BadData(
                 f"row {row} of {path} has a mask of another length than its tokens; prepare the corpus again."
             )
-        before += len(lengths)
+        before += len(empty)
 
 
 def read_manifest(path: Path, *, hint: str = "") -> dict[str, Any]:

@@ -61,12 +61,13 @@ class Stream:
         self._rows = [split.rows for split in splits.values()]
         self._planner = Planner(splits, seed=seed, seq_len=data.seq_len, packing=data.pack)
         self._schedule = self._new_schedule()
-        self._window_size = window_size(data, sum(self._rows), sum(self._planner.tokens))
+        self.window_size = window_size(data, sum(self._rows), sum(self._planner.tokens))
+        """Samples per window, except where one ends early."""
         self._plan = describe(
             splits,
             data,
             seed=seed,
-            window=self._window_size,
+            window=self.window_size,
             shares=self._schedule.at(0)[0].shares,
             limits=self._schedule.limits,
         )
@@ -93,9 +94,15 @@ class Stream:
         return step
 
     def total_steps(self) -> int:
-        """Steps of the whole run, those already taken included. Exact; packs the lengths of what is left, once."""
+        """Steps of the whole run, those already taken included. Exact.
+
+        Packs the lengths of what is left, once (about 1 s per million samples), unless ``max_steps`` ends the run
+        before the data can.
+        """
         cursor = self._cursor
         most = (self._max_steps - cursor.step) * self._global_size if self._max_steps else None
+        if most is not None and self._least_rows(cursor) >= most:
+            return self._max_steps
         left = 0
         while (most is None or left < most) and (place := self._place(cursor)) is not None:
             left += max(0, self._row_count(place) - cursor.offset)
@@ -194,7 +201,7 @@ class Stream:
         stop = cursor.stop
         if stop is None:
             phase, end = self._schedule.at(cursor.start)
-            stop = min(cursor.start + self._window_size, self._draws)
+            stop = min(cursor.start + self.window_size, self._draws)
             if end is not None:
                 stop = min(stop, end)
             if phase.only is not None:
@@ -204,6 +211,14 @@ class Stream:
             return None
         counts = self._schedule.counts
         return Place(cursor.index, cursor.start, stop, counts(cursor.start), counts(stop))
+
+    def _least_rows(self, cursor: _Cursor) -> int:
+        """Rows from the cursor on if every one were full: no packing has fewer."""
+        if self._data.pack == "none":
+            return self._draws - cursor.start - cursor.offset
+        counts = self._schedule.counts
+        tokens = self._planner.tokens_between(counts(cursor.start), counts(self._draws))
+        return -(-tokens // self._data.seq_len) - cursor.offset
 
     def _row_count(self, place: Place) -> int:
         if self._window is not None and self._window.place == place:

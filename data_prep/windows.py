@@ -20,6 +20,9 @@ from data_prep.phases import Counts
 
 Ints = NDArray[np.int64]
 
+SUMMED_AT_ONCE = 1 << 18
+"""Draws whose rows are looked up at once: bounds memory where a large part of a source is summed."""
+
 
 class Rows(Protocol):
     """What the stream needs of a prepared split; token reads are left to whoever collates."""
@@ -27,9 +30,9 @@ class Rows(Protocol):
     @property
     def rows(self) -> int: ...
     @property
-    def lengths(self) -> NDArray[np.int32]: ...
+    def lengths(self) -> NDArray[np.integer[Any]]: ...
     @property
-    def targets(self) -> NDArray[np.int32]: ...
+    def targets(self) -> NDArray[np.integer[Any]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,7 @@ class Planner:
         number, element = np.divmod(draw.astype(np.uint64), size)
         return permute(element, size, keys_of(self._keys[source], number))
 
-    def _gather(self, columns: Sequence[NDArray[np.int32]], source: Ints, row: Ints) -> Ints:
+    def _gather(self, columns: Sequence[NDArray[np.integer[Any]]], source: Ints, row: Ints) -> Ints:
         """Element ``row`` of column ``source``, which is sorted, without a copy of the columns."""
         values = np.empty(len(source), np.int64)
         bounds = [0, *np.cumsum(np.bincount(source, minlength=len(columns))).tolist()]
@@ -159,6 +162,9 @@ class Planner:
         return whole + self._sum(source, last // size * size, last) - self._sum(source, first // size * size, first)
 
     def _sum(self, source: int, first: int, last: int) -> int:
-        draw = np.arange(first, last)
-        row = self._rows_of(np.full(len(draw), source), draw)
-        return int(self._lengths[source][row].sum(dtype=np.int64))
+        total = 0
+        for start in range(first, last, SUMMED_AT_ONCE):
+            draw = np.arange(start, min(start + SUMMED_AT_ONCE, last))
+            row = self._rows_of(np.full(len(draw), source), draw)
+            total += int(self._lengths[source][row].sum(dtype=np.int64))
+        return total

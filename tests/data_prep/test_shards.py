@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from conf.errors import BadData, MissingInput
 from data_prep.durable import commit, file_digest
-from data_prep.shards import Sample, SplitWriter, open_corpus
+from data_prep.shard_writer import Sample, SplitWriter
+from data_prep.shards import open_corpus
 
 Row = tuple[list[int], list[int]]
 
@@ -69,11 +70,20 @@ def test_views_are_zero_copy_typed_and_read_only(tmp_path: Path) -> None:
     write(tmp_path, {"a/train": rows(10)})
     split = open_corpus(tmp_path).split("train")["a"]
     ids, mask = split.tokens(3)
-    assert (ids.dtype, mask.dtype, split.lengths.dtype, split.targets.dtype) == (np.int32, np.uint8, np.int32, np.int32)
+    assert (ids.dtype, mask.dtype) == (np.int32, np.uint8)
+    assert (split.lengths.dtype, split.targets.dtype) == (np.uint16, np.uint16)
     assert not ids.flags.owndata
     assert not ids.flags.writeable
     with pytest.raises(IndexError, match="row 10 of 10"):
         split.tokens(10)
+
+
+def test_rows_of_more_tokens_than_two_bytes_count(tmp_path: Path) -> None:
+    long = ([1] * 70_000, [1] * 70_000)
+    write(tmp_path, {"a/train": [*rows(3), long]})
+    split = open_corpus(tmp_path).split("train")["a"]
+    assert (split.lengths.dtype, split.targets.dtype) == (np.int32, np.int32)
+    assert (int(split.lengths[3]), int(split.targets[3])) == (70_000, 69_999)
 
 
 def test_datasets_opens_a_shard(tmp_path: Path) -> None:

@@ -174,6 +174,22 @@ def test_rows_are_nearly_full_and_in_the_order_of_the_mixture() -> None:
     assert np.abs(np.array(share) - 0.75).max() < 0.03
 
 
+@given(st.integers(1, 60), st.integers(0, 20), st.integers(1, 9))
+@settings(max_examples=30, deadline=None)
+def test_the_number_of_steps_is_exact_wherever_the_limit_is(max_steps: int, taken: int, global_size: int) -> None:
+    """Well before the end of the data nothing is packed for it; near the end the bound is not enough."""
+    made = stream(data_config(MIXTURE), global_size=global_size, max_steps=max_steps)
+    list(islice(made, taken))
+    served = made.state_dict()["step"]
+    assert made.total_steps() == served + len(list(made))
+
+
+def test_a_limit_far_from_the_end_costs_no_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = stream(data_config(MIXTURE, stop=StopConfig(epochs=50.0)), max_steps=9)
+    monkeypatch.setattr(made._planner, "count_rows", lambda place: pytest.fail("packed a window to count its rows"))
+    assert made.total_steps() == 9
+
+
 def test_seed_and_name_choose_the_order_and_nothing_else_does() -> None:
     data = data_config(["a", "b", "c"])
     assert all_rows(stream(data)) == all_rows(stream(data))

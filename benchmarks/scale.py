@@ -1,0 +1,140 @@
+"""Start, resume and memory against the size of a corpus: ``python benchmarks/scale.py [most rows]``; about a minute.
+
+Real shards on disk (rows of 4 to 12 tokens, so that 15 million of them are 1.2 GB), one fresh process per size, files
+in the page cache. Measured: opening with sizes checked, the stream with its first global batch of 64 rows of 128
+tokens, and then, anew, opening and the first
+batch of a stream that goes on at 90% of the epoch; and what the process then holds of its own ("Anonymous" in
+/proc/self/smaps_rollup: mapped files are shared with the page cache and not counted).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conf.schema import DataConfig, SourceConfig, StopConfig
+from data_prep.durable import commit
+from data_prep.shards import BATCH_ROWS, MANIFEST, SHARD_ROWS, open_corpus, schema
+from data_prep.stream import Stream
+
+SIZES = (52_002, 500_000, 5_000_000, 15_000_000)
+SOURCES = ("a", "b", "c")
+GLOBAL_SIZE = 64
+SEQ_LEN = 128
+
+
+def batch(lengths: np.ndarray) -> pa.RecordBatch:
+    """A record batch of rows of these lengths, all tokens 7 and supervised."""
+    rows, tokens = len(lengths), int(lengths.sum())
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    columns = [
+        pa.ListArray.from_arrays(offsets, pa.array(np.full(tokens, 7, np.int32))),
+        pa.ListArray.from_arrays(offsets, pa.array(np.ones(tokens, np.uint8))),
+        pa.array((lengths - 1).astype(np.int32)),
+        *(pa.array(np.full(rows, value, kind)) for value, kind in ((-1, np.int32), (0, np.int32), (0, np.int32))),
+        pa.array(np.arange(rows)),
+        pa.array(np.zeros(rows, np.int16)),
+    ]
+    return pa.record_batch(columns, schema=schema())
+
+
+def write_split(folder: Path, source: str, rows: int) -> dict[str, object]:
+    """Shards of one source, written faster than a tokenizer could; the MANIFEST's entry."""
+    draw, shards = np.random.default_rng(len(source)), []
+    for number, start in enumerate(range(0, rows, SHARD_ROWS)):
+        lengths = draw.integers(4, 13, min(SHARD_ROWS, rows - start))
+        path = folder / source / f"shard-{number:05d}.arrow"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as sink, pa.ipc.new_stream(sink, schema()) as writer:
+            for at in range(0, len(lengths), BATCH_ROWS):
+                writer.write_batch(batch(lengths[at : at + BATCH_ROWS]))
+        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
+        shards.append({"file": name, "rows": len(lengths), "tokens": int(lengths.sum()), "bytes": size, "xxh3": "0"})
+    return {"rows": rows, "shards": shards}
+
+
+def write_corpus(folder: Path, rows: int) -> None:
+    sources = {name: {"splits": {"train": write_split(folder, name, rows // len(SOURCES))}} for name in SOURCES}
+    manifest = {
+        "version": 1,
+        "tokenizer": {"fingerprint": "", "vocab_size": 8},
+        "min_vocab": 8,
+        "files": {name: [] for name in SOURCES},
+        "sources": sources,
+    }
+    commit(folder / MANIFEST, json.dumps(manifest).encode())
+
+
+def own_memory() -> float:
+    """Anonymous memory of this process, MiB."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous")) / 1024
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """Milliseconds and MiB for the corpus in ``folder``; run in a process of its own."""
+    data = DataConfig(
+        sources={name: SourceConfig(format="alpaca", path="x") for name in SOURCES},
+        stop=StopConfig(epochs=1.0),
+        seq_len=SEQ_LEN,
+    )
+    before, began = own_memory(), time.perf_counter()
+    splits = open_corpus(folder, verify="sizes").split("train")
+    opened = time.perf_counter()
+    stream = Stream(splits, data, seed=0, global_size=GLOBAL_SIZE)
+    next(stream)
+    first = time.perf_counter()
+    state = stream.state_dict()
+    window = int(0.9 * sum(split.rows for split in splits.values()) / stream.window_size)
+    state |= {"window": window, "start": window * stream.window_size, "offset": 0, "stop": None}
+    began_again, cpu = time.perf_counter(), time.process_time()
+    splits = open_corpus(folder, verify="sizes").split("train")
+    resumed = Stream(splits, data, seed=0, global_size=GLOBAL_SIZE)
+    resumed.load_state_dict(json.loads(json.dumps(state)))
+    next(resumed)
+    end, cpu = time.perf_counter(), time.process_time() - cpu
+    del stream
+    return {
+        "open": (opened - began) * 1e3,
+        "first": (first - opened) * 1e3,
+        "resume": (end - began_again) * 1e3,
+        "cpu": cpu * 1e3,
+        "memory": own_memory() - before,
+    }
+
+
+def main() -> None:
+    most = int(sys.argv[1]) if len(sys.argv) > 1 else SIZES[-1]
+    table = Table(title="Start, resume at 90% and memory", title_justify="left")
+    for column in ("rows", "open ms", "first batch ms", "resume ms", "of it CPU ms", "own memory MiB", "bytes per row"):
+        table.add_column(column, justify="right")
+    small = 0.0
+    for rows in (size for size in SIZES if size <= most):
+        with tempfile.TemporaryDirectory() as folder:
+            write_corpus(Path(folder), rows)
+            command = [sys.executable, __file__, "--measure", folder]
+            runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
+        best = {name: min(run[name] for run in runs) for name in runs[0]}
+        small = small or best["memory"]
+        per_row = (best["memory"] - small) * 2**20 / rows
+        table.add_row(f"{rows:,}", *(f"{best[name]:,.1f}" for name in best), f"{per_row:.1f}")
+    Console(width=110).print(table)
+    print("best of 3; bytes per row: what is held beyond the smallest corpus")
+
+
+if __name__ == "__main__":
+    if "--measure" in sys.argv:
+        print(json.dumps(measure(Path(sys.argv[-1]))))
+    else:
+        main()
