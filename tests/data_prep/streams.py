@@ -22,10 +22,16 @@ class FakeSplit:
     name: str
     lengths: NDArray[np.int32]
     targets: NDArray[np.int32]
+    prefixes: tuple[tuple[int, ...], ...] = ()
+    numbers: NDArray[np.int32] | None = None
 
     @property
     def rows(self) -> int:
         return len(self.lengths)
+
+    @property
+    def shared(self) -> NDArray[np.int32]:
+        return np.zeros(self.rows, np.int32) if self.numbers is None else self.numbers
 
 
 def fake_split(name: str, rows: int, *, shortest: int = 3, longest: int = 30) -> FakeSplit:
