@@ -36,4 +36,4 @@ def mixture(shapes: Shapes, *, rows: int, seq_len: int) -> tuple[dict[str, MadeS
         lengths = draw.lognormal(np.log(median), sigma, int(rows * share)).clip(16, seq_len).astype(np.uint16)
         splits[name] = MadeSplit(lengths, lengths // np.uint16(2))
     sources = {name: SourceConfig(format="alpaca", path=f"{name}.json") for name in splits}
-    return splits, DataConfig(sources=sources, stop=StopConfig(epochs=1.0), seq_len=seq_len)
+    return splits, DataConfig(sources=sources, stop=StopConfig(epochs=1.0), seq_len=seq_len, share_prefix=False)

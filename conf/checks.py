@@ -30,7 +30,7 @@ class Finding:
 
 def cross_checks(cfg: RunConfig) -> list[Finding]:
     """Every broken rule of a config whose fields are right one by one."""
-    rules = (_model, _tokenizer, _zero, _attention, _stop, _warmup, _batch, _deterministic, _not_yet)
+    rules = (_model, _tokenizer, _zero, _attention, _sharing, _stop, _warmup, _batch, _deterministic, _not_yet)
     found = [finding for rule in rules for finding in rule(cfg)]
     return found + list(_tree("data.sources", cfg.data.sources))
 
@@ -101,6 +101,25 @@ def _attention(cfg: RunConfig) -> Iterator[Finding]:
         )
 
 
+def _sharing(cfg: RunConfig) -> Iterator[Finding]:
+    """A shared prefix is computed once, so it must come out the same for every sample that shares it."""
+    if cfg.data.pack == "none" or not cfg.data.share_prefix:
+        return
+    backend, dropout = cfg.attention.backend, getattr(cfg.tuning, "dropout", 0.0)
+    if backend not in ("auto", "packed", "sdpa"):  # sdpa has its own finding
+        yield Finding(
+            ("data.share_prefix", "attention.backend"),
+            f"attention.backend: {backend} cannot let the samples of a row share a prefix (data.share_prefix=true); "
+            "use attention=packed, or data.share_prefix=false",
+        )
+    if dropout:
+        yield Finding(
+            ("data.share_prefix", "tuning.dropout"),
+            f"tuning.dropout: {dropout} would drop the same values for every sample that shares a prefix "
+            "(data.share_prefix=true); use tuning.dropout=0, or data.share_prefix=false",
+        )
+
+
 def _stop(cfg: RunConfig) -> Iterator[Finding]:
     stop = cfg.data.stop
     kinds = [each.name for each in fields(stop)]
@@ -155,7 +174,6 @@ def _deterministic(cfg: RunConfig) -> Iterator[Finding]:
 
 def _not_yet(cfg: RunConfig) -> Iterator[Finding]:
     switches = {
-        "data.share_prefix": cfg.data.share_prefix,
         "compute.prune_last_layer": cfg.compute.prune_last_layer,
         "checkpoint.background": cfg.checkpoint.background,
     }

@@ -19,6 +19,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
+from conf.errors import ConfigError
 from data_prep.shards import Split
 from data_prep.stream import PackedRow, Stream, rank_rows
 from data_prep.windows import Window
@@ -49,6 +50,14 @@ def labels_of(ids: NDArray[np.int32], mask: NDArray[np.uint8]) -> NDArray[np.int
     return labels
 
 
+def _check_whole(stream: Stream) -> None:
+    if stream.planner.shares:
+        raise ConfigError(
+            "data.share_prefix: true makes rows hold more than other trainers can take, which compute every sample "
+            "whole; make the stream with data.share_prefix=false"
+        )
+
+
 class SampleView:
     """One split of one source as a map: ``view[i]`` is sample i, alone in its row, in the order of the corpus."""
 
@@ -65,12 +74,13 @@ class SampleView:
 class PackedView:
     """The packed rows of a whole run as a map: ``view[i]`` is global row i, as Corral's own training would read it.
 
-    ``stream`` is one that has not begun. Making the view packs the lengths of the whole run once (about 1 s per
+    ``stream`` is one that has not begun and shares no prefixes (else ConfigError). Making the view packs the lengths of the whole run once (about 1 s per
     million samples). The rows are shuffled and mixed already: read them in order, or at least block by block, because
     a row costs the plan of its window (a few milliseconds) unless that window was among the last few.
     """
 
     def __init__(self, stream: Stream, splits: Mapping[str, Split]) -> None:
+        _check_whole(stream)
         self._splits = [splits[name] for name in stream.names]
         self._planner, self._places = stream.planner, list(stream.places())
         self._ends = list(accumulate(self._planner.count_rows(place) for place in self._places))
@@ -103,6 +113,7 @@ class RankSteps:
     """
 
     def __init__(self, stream: Stream, splits: Mapping[str, Split], *, rank: int = 0, world: int = 1) -> None:
+        _check_whole(stream)
         self.stream = stream
         self._splits = [splits[name] for name in stream.names]
         self._rank, self._world = rank, world

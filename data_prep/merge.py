@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from data_prep import files
 from data_prep.block import Counts, Job, block_file, quarantine_line, read_outcome
 from data_prep.conversation import Rejected
+from data_prep.prefixes import find
 from data_prep.shard_writer import Sample, SplitWriter
 
 
@@ -123,8 +124,11 @@ def write_shards(merged: Merged, root: Path) -> Written:
     """Write both splits of a source under ``root``; raises StorageError."""
     folder = root / merged.job.source
     writers = {name: SplitWriter(folder / name, root) for name in ("train", "validation")}
+    train = ((sample.input_ids, sample.loss_mask) for sample, held_out in samples(merged) if not held_out)
+    prefixes = find(train, seq_len=merged.job.seq_len)
     for sample, held_out in samples(merged):
-        writers["validation" if held_out else "train"].add(sample)
+        prefix, tokens = prefixes.of(sample.input_ids, sample.loss_mask)
+        writers["validation" if held_out else "train"].add(replace(sample, prefix=prefix, prefix_len=tokens))
     counts = merged.counts
     entry = {
         "rows": counts.rows,
@@ -132,7 +136,7 @@ def write_shards(merged: Merged, root: Path) -> Written:
         "normalised": dict(sorted(counts.normalised.items())),
         "found": dict(sorted(counts.found.items())),
         "truncated": counts.truncated,
-        "splits": {name: writer.finish() for name, writer in writers.items()},
+        "splits": {name: writer.finish(prefixes.ids) for name, writer in writers.items()},
     }
     return Written(
         entry, max(each.max_tokens for each in writers.values()), max(each.min_vocab for each in writers.values())

@@ -8,38 +8,53 @@ What was taken for closing is skipped when the stream comes to it. Rows so close
 is not, so the number of rows is the lower bound ceil(tokens / capacity) where the lengths allow it, and samples stay
 near their place in the stream. Where they do not (many samples longer than half a row: the short ones that could join
 them are used up too early), best fit decreasing (Johnson 1973) is tried as well, and the fewer rows are taken.
+
+With shared prefixes a sample costs what follows its prefix, and a row pays for each prefix once: when the first sample
+that has it is put in. Rows are closed with pieces whose prefix is paid for, so their costs add up as before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 TRIED = 64
 """Lengths tried as the first of three closing pieces before the row is closed with a gap."""
 
 
-def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+@dataclass(frozen=True)
+class Shared:
+    """What samples share with others of their row."""
+
+    groups: Sequence[int]
+    """Per sample the number of its prefix; 0: none."""
+    sizes: Sequence[int]
+    """Tokens of each prefix; ``sizes[0]`` is 0."""
+
+
+def pack(lengths: Sequence[int], capacity: int, shared: Shared | None = None) -> list[list[int]]:
     """Indices of ``lengths`` in rows whose lengths sum to at most ``capacity``; every index once, none split.
 
     Rows come in the order of their first samples, which is stream order, never by length. Never more rows than best
-    fit decreasing makes. Needs 1 <= length <= capacity. About 1 us per sample; deterministic.
+    fit decreasing makes. Needs 1 <= length <= capacity. About 1 us per sample; deterministic. With ``shared``, lengths
+    are without the prefixes, which count once per row.
     """
     if not lengths:
         return []
-    rows = exact_finish(lengths, capacity)
-    if len(rows) > -(-sum(lengths) // capacity):
+    rows = exact_finish(lengths, capacity, shared)
+    if shared is None and len(rows) > -(-sum(lengths) // capacity):
         return min(rows, best_fit_decreasing(lengths, capacity), key=len)
     return rows
 
 
-def exact_finish(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def exact_finish(lengths: Sequence[int], capacity: int, shared: Shared | None = None) -> list[list[int]]:
     """Rows begun and filled in stream order, then closed with pieces of the whole window."""
-    pool = _Pool(lengths, capacity)
+    pool = _Pool(lengths, capacity, shared or Shared([0] * len(lengths), [0]))
     mean = sum(lengths) // len(lengths)
     rows: list[list[int]] = []
     while pool.tokens:
-        row, gap = pool.fill(capacity, mean)
-        rows.append(row + pool.close(gap))
+        row, gap, paid = pool.fill(capacity, mean)
+        rows.append(row + pool.close(gap, paid))
     return rows
 
 
@@ -65,76 +80,97 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
 
 
 class _Pool:
-    """The pieces of one window that are in no row yet, by length.
+    """The pieces of one window that are in no row yet, by prefix and length.
 
-    Two integers are the index: bit l of ``present`` says that a piece of length l is left, and ``mirrored`` holds the
-    same bits in reverse, so that one shift and one AND give every pair of lengths with a given sum.
+    Two integers are the index of a prefix: bit l of ``present`` says that a piece of length l is left, and ``mirrored``
+    holds the same bits in reverse, so that one shift and one AND give every pair of lengths with a given sum.
     """
 
-    def __init__(self, lengths: Sequence[int], capacity: int) -> None:
-        self.lengths = lengths
+    def __init__(self, lengths: Sequence[int], capacity: int, shared: Shared) -> None:
+        self.lengths, self.groups, self.sizes = lengths, shared.groups, shared.sizes
         self.capacity = capacity
         self.tokens = sum(lengths)
         self.position = 0
         """Where in the stream the next row may begin: all pieces before it are taken."""
         self.taken = bytearray(len(lengths) + 1)
         """1 where a piece is in a row; the last byte stays 0 and ends every search."""
-        self.by_length: dict[int, list[int]] = {}
+        self.by_length: list[dict[int, list[int]]] = [{} for _ in shared.sizes]
         for index in range(len(lengths) - 1, -1, -1):
-            self.by_length.setdefault(lengths[index], []).append(index)
-        self.present = sum(1 << length for length in self.by_length)
-        self.mirrored = sum(1 << (capacity - length) for length in self.by_length)
+            self.by_length[self.groups[index]].setdefault(lengths[index], []).append(index)
+        self.present = [sum(1 << length for length in each) for each in self.by_length]
+        self.mirrored = [sum(1 << (capacity - length) for length in each) for each in self.by_length]
 
-    def take(self, length: int) -> int:
-        """The earliest piece of this length."""
-        pieces = self.by_length[length]
-        index = pieces.pop()
-        if not pieces:
-            self._gone(length)
+    def fill(self, gap: int, mean: int) -> tuple[list[int], int, set[int]]:
+        """Begin a row: at least one piece, in stream order, until ``gap`` is small. Returns row, gap and prefixes.
+
+        Up to two mean lengths are a gap that one or two pieces fit; below one mean it may fit none, so it stops
+        before. Nine of ten samples pass here, hence the local names and ``take`` written out: the first piece of the
+        stream that is left is also the earliest of its prefix and length.
+        """
+        lengths, groups, by_length, taken = self.lengths, self.groups, self.by_length, self.taken
+        row, paid = list[int](), {0}
+        position, tokens = taken.index(0, self.position), self.tokens
+        while tokens:
+            length, group = lengths[position], groups[position]
+            cost = length if group in paid else length + self.sizes[group]
+            if row and (cost > gap or (tokens > gap and (gap <= 2 * mean or gap - cost < mean))):
+                break
+            paid.add(group)
+            row.append(position)
+            pieces = by_length[group][length]
+            pieces.pop()
+            if not pieces:
+                self._gone(group, length)
+            taken[position] = 1
+            tokens -= length
+            gap -= cost
+            position = taken.index(0, position)
+        self.position, self.tokens = position, tokens
+        return row, gap, paid
+
+    def close(self, gap: int, paid: Iterable[int]) -> list[int]:
+        """Take pieces that fill ``gap``: exactly if one, two or three can, else as far as pieces go."""
+        groups, closing = sorted(paid), list[int]()
+        while gap > 0:
+            left = _Left(self, groups)
+            if not left.present & ((2 << gap) - 1):
+                break
+            chosen = left.one_or_two(gap) or left.three(gap) or left.nearest(gap)
+            closing += [self._take(length, groups) for length in chosen]
+            gap -= sum(chosen)
+        return closing
+
+    def _take(self, length: int, groups: Sequence[int]) -> int:
+        """The earliest piece of this length with one of these prefixes."""
+        candidates = [(pieces[-1], group) for group in groups if (pieces := self.by_length[group].get(length))]
+        index, group = min(candidates)
+        self.by_length[group][length].pop()
+        if not self.by_length[group][length]:
+            self._gone(group, length)
         self.taken[index] = 1
         self.tokens -= length
         return index
 
-    def fill(self, gap: int, mean: int) -> tuple[list[int], int]:
-        """Begin a row: at least one piece, in stream order, until ``gap`` is small. Returns the row and its gap.
+    def _gone(self, group: int, length: int) -> None:
+        self.present[group] ^= 1 << length
+        self.mirrored[group] ^= 1 << (self.capacity - length)
 
-        Up to two mean lengths are a gap that one or two pieces fit; below one mean it may fit none, so it stops
-        before. Nine of ten samples pass here, hence the local names and ``take`` written out: the first piece of the
-        stream that is left is also the earliest of its length.
-        """
-        lengths, by_length, taken = self.lengths, self.by_length, self.taken
-        row: list[int] = []
-        position, tokens = taken.index(0, self.position), self.tokens
-        while tokens:
-            length = lengths[position]
-            if row and tokens > gap and (gap <= 2 * mean or gap - length < mean):
-                break
-            row.append(position)
-            pieces = by_length[length]
-            pieces.pop()
-            if not pieces:
-                self._gone(length)
-            taken[position] = 1
-            tokens -= length
-            gap -= length
-            position = taken.index(0, position)
-        self.position, self.tokens = position, tokens
-        return row, gap
 
-    def _gone(self, length: int) -> None:
-        self.present ^= 1 << length
-        self.mirrored ^= 1 << (self.capacity - length)
+class _Left:
+    """The lengths that are left in a pool among pieces with given prefixes, and which of them make up a sum."""
 
-    def close(self, gap: int) -> list[int]:
-        """Take pieces that fill ``gap``: exactly if one, two or three can, else as far as pieces go."""
-        closing: list[int] = []
-        while gap > 0 and self.present & ((2 << gap) - 1):
-            chosen = self._one_or_two(gap) or self._three(gap) or self._nearest(gap)
-            closing += [self.take(length) for length in chosen]
-            gap -= sum(chosen)
-        return closing
+    def __init__(self, pool: _Pool, groups: Sequence[int]) -> None:
+        self.capacity = pool.capacity
+        self.pieces = [pool.by_length[group] for group in groups]
+        self.present = self.mirrored = 0
+        for group in groups:
+            self.present |= pool.present[group]
+            self.mirrored |= pool.mirrored[group]
 
-    def _one_or_two(self, total: int) -> tuple[int, ...]:
+    def count(self, length: int) -> int:
+        return sum(len(each.get(length, ())) for each in self.pieces)
+
+    def one_or_two(self, total: int) -> tuple[int, ...]:
         """Lengths of one piece, else of two pieces, that sum to ``total``.
 
         Of several pairs the most even one: the shortest pieces are what the last rows of the window need.
@@ -142,7 +178,7 @@ class _Pool:
         if self.present >> total & 1:
             return (total,)
         pairs = self.present & (self.mirrored >> (self.capacity - total))
-        if total % 2 == 0 and pairs >> (total // 2) & 1 and len(self.by_length[total // 2]) < 2:
+        if total % 2 == 0 and pairs >> (total // 2) & 1 and self.count(total // 2) < 2:
             pairs ^= 1 << (total // 2)
         if not pairs:
             return ()
@@ -151,7 +187,7 @@ class _Pool:
         longer = half + (upper & -upper).bit_length() - 1
         return (longer, total - longer)
 
-    def _three(self, total: int) -> tuple[int, ...]:
+    def three(self, total: int) -> tuple[int, ...]:
         """Lengths of three pieces that sum to ``total``, trying the longest first."""
         candidates = self.present & ((1 << total) - 1)
         for _ in range(TRIED):
@@ -159,12 +195,12 @@ class _Pool:
                 break
             length = candidates.bit_length() - 1
             candidates ^= 1 << length
-            rest = self._one_or_two(total - length)
+            rest = self.one_or_two(total - length)
             chosen = (length, *rest)
-            if rest and all(chosen.count(each) <= len(self.by_length[each]) for each in chosen):
+            if rest and all(chosen.count(each) <= self.count(each) for each in chosen):
                 return chosen
         return ()
 
-    def _nearest(self, total: int) -> tuple[int, ...]:
+    def nearest(self, total: int) -> tuple[int, ...]:
         """The one or two lengths with the largest sum below ``total``; at least one piece must fit."""
-        return next(chosen for below in range(total - 1, 0, -1) if (chosen := self._one_or_two(below)))
+        return next(chosen for below in range(total - 1, 0, -1) if (chosen := self.one_or_two(below)))

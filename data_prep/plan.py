@@ -70,6 +70,7 @@ def describe(
         "data.seq_len": data.seq_len,
         "data.window": window,
         "data.pack": data.pack,
+        "data.share_prefix": data.share_prefix,
         "data.unit": data.unit,
         "data.stop": {key: value for key, value in asdict(data.stop).items() if value is not None},
         "data.sources": {
@@ -86,7 +87,7 @@ def digest(description: Mapping[str, Any]) -> str:
 
 def same_window(before: Mapping[str, Any], now: Mapping[str, Any], drawn: Sequence[str]) -> bool:
     """Whether given draws of the sources ``drawn`` come out as the same window under both descriptions."""
-    keys = ("algorithm", "seed", "data.seq_len", "data.pack")
+    keys = ("algorithm", "seed", "data.seq_len", "data.pack", "data.share_prefix")
     old, new = before["data.sources"], now["data.sources"]
     return (
         all(before[key] == now[key] for key in keys)

@@ -25,6 +25,9 @@ class Sample:
     file: int
     row: int
     variant: int = 0
+    prefix: int = -1
+    """Index of the shared prefix that it begins with; -1: none."""
+    prefix_len: int = 0
 
     @property
     def targets(self) -> int:
@@ -41,8 +44,8 @@ def record_batch(rows: Sequence[Sample]) -> Any:
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids)),
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(mask)),
         pa.array(np.array([row.targets for row in rows], np.int32)),
-        pa.array(np.full(len(rows), -1, np.int32)),
-        pa.array(np.zeros(len(rows), np.int32)),
+        pa.array(np.array([row.prefix for row in rows], np.int32)),
+        pa.array(np.array([row.prefix_len for row in rows], np.int32)),
         pa.array(np.array([row.file for row in rows], np.int32)),
         pa.array(np.array([row.row for row in rows], np.int64)),
         pa.array(np.array([row.variant for row in rows], np.int16)),
@@ -80,7 +83,7 @@ class SplitWriter:
         if len(self._pending) >= self._batch_rows:
             self._flush()
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, prefixes: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
         """Close the last shard. Keys: rows, tokens, supervised_tokens, prefixes, shards."""
         self._flush()
         self._close()
@@ -88,7 +91,7 @@ class SplitWriter:
             "rows": sum(shard["rows"] for shard in self._shards),
             "tokens": self._all_tokens,
             "supervised_tokens": self._supervised,
-            "prefixes": [],
+            "prefixes": [list(ids) for ids in prefixes],
             "shards": self._shards,
         }
 

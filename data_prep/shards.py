@@ -120,6 +120,8 @@ class Split:
     batches: list[_Batch] = field(repr=False)
     digest: str = ""
     """Hashes of the shards, as the MANIFEST states them: another content is another data plan."""
+    prefixes: tuple[tuple[int, ...], ...] = ()
+    """Token ids that rows may begin with, as the MANIFEST states them."""
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -138,6 +140,14 @@ class Split:
     def targets(self) -> Lengths:
         """Supervised tokens that have a predecessor, per row, [rows]: uint16 or int32."""
         return _narrow(self.batches, lambda batch: batch.plain("targets"))
+
+    @cached_property
+    def shared(self) -> Lengths:
+        """Per row the number of its prefix, from 1; 0: none. Unsigned [rows]; costs nothing where there is none."""
+        if not self.prefixes:
+            return np.broadcast_to(np.uint8(0), self.rows)
+        kind = np.uint8 if len(self.prefixes) <= np.iinfo(np.uint8).max else np.int32
+        return np.concatenate([(batch.plain("prefix") + 1).astype(kind) for batch in self.batches])
 
     def _find(self, row: int) -> tuple[_Batch, int]:
         if not 0 <= row < self.rows:
@@ -163,7 +173,7 @@ class Split:
         return xxhash.xxh3_64_intdigest(f"{self.name}\0{path}\0{index}\0{variant}".encode())
 
     def prefix(self, row: int) -> tuple[int, int]:
-        """(index into the MANIFEST's prefixes, or -1; tokens of it that this row starts with)."""
+        """(index into ``prefixes``, or -1; its tokens, with which this row starts, or 0)."""
         batch, at = self._find(row)
         return int(batch.numbers["prefix"][at]), int(batch.numbers["prefix_len"][at])
 
@@ -194,7 +204,8 @@ class Corpus:
     def _open(self, source: str, part: dict[str, Any]) -> Split:
         batches = [batch for shard in part["shards"] for batch in _read_shard(self.path / shard["file"], shard["rows"])]
         files = tuple(entry["path"] for entry in self.manifest["files"][source])
-        return Split(source, files, batches, digest=" ".join(shard["xxh3"] for shard in part["shards"]))
+        prefixes = tuple(tuple(ids) for ids in part["prefixes"])
+        return Split(source, files, batches, " ".join(shard["xxh3"] for shard in part["shards"]), prefixes)
 
 
 def _read_shard(path: Path, rows: int) -> list[_Batch]:

@@ -70,8 +70,11 @@ class GlobalStep:
     """Rows that are not empty."""
     samples: int
     tokens: int
+    """Of all samples, whole."""
+    positions: int
+    """Tokens that are computed: prefixes that samples of a row share count once."""
     pairs: int
-    """(token, itself or an earlier token of its sample): what causal attention looks at."""
+    """(computed token, itself or an earlier token of its sample): what causal attention looks at."""
     targets: int
     """Supervised tokens that have a predecessor in their sample: the denominator of the loss."""
     source_samples: tuple[int, ...]
@@ -86,6 +89,7 @@ def assemble(index: int, parts: Sequence[Part], *, source_rows: Sequence[int], g
     source = np.concatenate([part.window.source[part.samples] for part in parts])
     tokens = np.concatenate([part.window.tokens[part.samples] for part in parts])
     targets = np.concatenate([part.window.targets[part.samples] for part in parts])
+    spared = np.concatenate([part.window.spared[part.samples] for part in parts])
     window, last = parts[-1].window, parts[-1].last
     used = np.array(window.place.before) + np.bincount(window.source[: window.ends[last]], minlength=size)
     # Float64 counts tokens exactly up to 2^53.
@@ -96,7 +100,8 @@ def assemble(index: int, parts: Sequence[Part], *, source_rows: Sequence[int], g
         filled=sum(part.last - part.first for part in parts),
         samples=len(source),
         tokens=int(tokens.sum()),
-        pairs=int((tokens * (tokens + 1) // 2).sum()),
+        positions=int((tokens - spared).sum()),
+        pairs=int((tokens * (tokens + 1) // 2 - spared * (spared + 1) // 2).sum()),
         targets=int(targets.sum()),
         source_samples=tuple(np.bincount(source, minlength=size).tolist()),
         source_tokens=tuple(int(each) for each in source_tokens),

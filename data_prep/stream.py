@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from conf.errors import ConfigError
 from conf.schema import DataConfig
@@ -22,7 +22,7 @@ from data_prep.mixture import Size, check_names, fractions, leaves_of
 from data_prep.phases import Amounts, Phase, Schedule, total_draws
 from data_prep.plan import check_lengths, describe, differences, digest, summary, window_size
 from data_prep.steps import EMPTY, GlobalStep, Part, assemble, rank_rows
-from data_prep.windows import PackedRow, Place, Planner, Rows, Window
+from data_prep.windows import PackedRow, Place, Planner, Rows, RowsWithPrefixes, Window
 
 __all__ = ["EMPTY", "GlobalStep", "PackedRow", "Stream", "rank_rows"]
 
@@ -60,6 +60,8 @@ class Stream:
         self._data, self._global_size, self._max_steps = data, global_size, max_steps
         self._rows = [split.rows for split in splits.values()]
         self.planner = Planner(splits, seed=seed, seq_len=data.seq_len, packing=data.pack)
+        if data.share_prefix:
+            self.planner.share_prefixes(cast(Mapping[str, RowsWithPrefixes], splits))
         self._schedule = self._new_schedule()
         self.window_size = window_size(data, sum(self._rows), sum(self.planner.tokens))
         """Samples per window, except where one ends early."""
@@ -227,6 +229,7 @@ class Stream:
             return self._draws - cursor.start - cursor.offset
         counts = self._schedule.counts
         tokens = self.planner.tokens_between(counts(cursor.start), counts(self._draws))
+        tokens -= (self._draws - cursor.start) * int(self.planner.prefix_sizes.max())  # at most that much is shared
         return -(-tokens // self._data.seq_len) - cursor.offset
 
     def _row_count(self, place: Place) -> int:

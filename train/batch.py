@@ -1,15 +1,23 @@
 """Packed rows of the plan to the tensors of one micro-batch.
 
-Shape suffixes: T tokens of all rows of a flat micro-batch, B rows, L longest row of a padded one, S segments.
+Shape suffixes: T tokens of all rows of a flat micro-batch, B rows, L longest row of a padded one, S segments,
+K gathered keys.
 Labels are aligned with the inputs (``labels[i]`` is the token at i); -100 marks what is not supervised and the first
 token of every sample, so that nothing is ever predicted across a boundary. ``loss`` does the shift.
+
+A row whose samples share a prefix holds it once, as a segment of its own before the first of them:
+
+    row         [prefix][rest of a][rest of b][c]      queries: cu_seq_lens_q over the row
+    keys        [prefix][prefix, rest of a][prefix, rest of b][c]      key_index gathers them, cu_seq_lens_k bounds them
+
+Positions go on as if every sample were whole, so each token computes what it would alone; only attention looks twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -31,18 +39,49 @@ class Batch:
     attention_mask: torch.Tensor | None
     """int64 [B, L], padded layout only: 1 where there is a token."""
     segments: torch.Tensor | None
-    """int32 [S + 1], flat layout only: where each sample begins, and T."""
+    """int32 [S + 1], flat layout only: where each sample, prefix or rest of a sample begins, and T."""
     longest: int
-    """Tokens of the longest sample."""
+    """Tokens of the longest of these."""
     uids: tuple[int, ...]
     """The samples in here, in row order: what was really fed, for the ledger."""
     tokens: int
+    """Of the samples, whole."""
     targets: int
+    keys: Keys | None = None
+    """What the segments attend to, where that is not just themselves."""
 
     def __post_init__(self) -> None:
         if self.segments is not None and self.attention_mask is not None:
             # Even one of all ones: transformers then forgets that position ids restart, and samples see one another.
             raise InternalError("a packed row with an attention mask would mix its samples; give the bounds alone")
+
+
+@dataclass(frozen=True)
+class Keys:
+    index: torch.Tensor
+    """int64 [K]: places in the row, segment by segment; each begins with the prefix that it shares."""
+    segments: torch.Tensor
+    """int32 [S + 1]: where the keys of each segment begin, and K."""
+    longest: int
+
+
+class _Fed(TypedDict):
+    """What of a batch does not depend on its layout."""
+
+    uids: tuple[int, ...]
+    tokens: int
+    targets: int
+
+
+@dataclass(frozen=True)
+class _Sample:
+    ids: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+    uid: int
+    prefix: tuple[int, int, int]
+    """(row of the micro-batch, source, prefix of the source): who computes it together."""
+    prefix_len: int
+    """0: the sample shares nothing."""
 
 
 def collate(
@@ -54,50 +93,97 @@ def collate(
     device: torch.device,
 ) -> Batch:
     """Read the samples of ``rows`` and lay them out. A micro-batch of empty rows is one pad token without a label."""
-    samples = [(splits[source], row) for packed in rows for source, row in packed.samples]
-    pieces = [split.tokens(row) for split, row in samples]
-    uids = tuple(split.uid(row) for split, row in samples)
-    ids = [np.asarray(tokens, dtype=np.int64) for tokens, _ in pieces] or [np.array([pad_id], dtype=np.int64)]
-    labels = [labels_of(tokens, mask) for tokens, mask in pieces] or [np.array([IGNORE], dtype=np.int64)]
-    counts = {"tokens": sum(len(tokens) for tokens, _ in pieces), "targets": sum(int((x >= 0).sum()) for x in labels)}
+    samples = [
+        _sample(splits, source, row, number, packed.share_prefix)
+        for number, packed in enumerate(rows)
+        for source, row in packed.samples
+    ]
+    fed = _Fed(
+        uids=tuple(sample.uid for sample in samples),
+        tokens=sum(len(sample.ids) for sample in samples),
+        targets=sum(int((sample.labels != IGNORE).sum()) for sample in samples),
+    )
+    if not samples:
+        nothing = np.array([pad_id], dtype=np.int64)
+        samples = [_Sample(nothing, np.full_like(nothing, IGNORE), 0, (0, 0, 0), 0)]
     build = _flat if layout == "flat" else _padded
-    return build(ids, labels, pad_id=pad_id, device=device, uids=uids, counts=counts)
+    return build(samples, pad_id=pad_id, device=device, fed=fed)
 
 
-def _flat(
-    ids: list[np.ndarray[Any, Any]],
-    labels: list[np.ndarray[Any, Any]],
-    *,
-    pad_id: int,
-    device: torch.device,
-    uids: tuple[int, ...],
-    counts: dict[str, int],
-) -> Batch:
-    lengths = [len(each) for each in ids]
-    bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    positions = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
-    return Batch(
-        input_ids=torch.from_numpy(np.concatenate(ids))[None].to(device),
-        labels=torch.from_numpy(np.concatenate(labels))[None].to(device),
-        position_ids=torch.from_numpy(positions)[None].to(device),
-        attention_mask=None,
-        segments=torch.from_numpy(bounds).to(device),
-        longest=max(lengths),
-        uids=uids,
-        **counts,
+def _sample(splits: Sequence[Split], source: int, row: int, packed_row: int, share: bool) -> _Sample:
+    split = splits[source]
+    ids, mask = split.tokens(row)
+    index, shared = split.prefix(row) if share else (-1, 0)
+    return _Sample(
+        np.asarray(ids, dtype=np.int64), labels_of(ids, mask), split.uid(row), (packed_row, source, index), shared
     )
 
 
-def _padded(
-    ids: list[np.ndarray[Any, Any]],
-    labels: list[np.ndarray[Any, Any]],
-    *,
-    pad_id: int,
-    device: torch.device,
-    uids: tuple[int, ...],
-    counts: dict[str, int],
-) -> Batch:
-    longest = max(len(each) for each in ids)
+@dataclass(frozen=True)
+class _Segment:
+    """A stretch of a flat row that is computed together."""
+
+    ids: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+    after: int
+    """Its first position: tokens of its sample before it."""
+    seen: int
+    """Where in the row those tokens are."""
+
+
+def _segments(samples: Sequence[_Sample]) -> list[_Segment]:
+    """Samples in order; a prefix stands before the first that has it, the others follow without it."""
+    found: list[_Segment] = []
+    places: dict[tuple[int, int, int], int] = {}
+    at = 0
+    for sample in samples:
+        shared = sample.prefix_len
+        if shared and sample.prefix not in places:
+            places[sample.prefix] = at
+            found.append(_Segment(sample.ids[:shared], sample.labels[:shared], 0, at))
+            at += shared
+        found.append(_Segment(sample.ids[shared:], sample.labels[shared:], shared, places.get(sample.prefix, at)))
+        at += len(sample.ids) - shared
+    return found
+
+
+def _flat(samples: Sequence[_Sample], *, pad_id: int, device: torch.device, fed: _Fed) -> Batch:
+    found = _segments(samples)
+    lengths = [len(each.ids) for each in found]
+    bounds = _bounds(lengths)
+    positions = [np.arange(each.after, each.after + length) for each, length in zip(found, lengths, strict=True)]
+
+    def row(arrays: list[np.ndarray[Any, Any]]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(arrays).astype(np.int64, copy=False))[None].to(device)
+
+    return Batch(
+        input_ids=row([each.ids for each in found]),
+        labels=row([each.labels for each in found]),
+        position_ids=row(positions),
+        attention_mask=None,
+        segments=torch.from_numpy(bounds).to(device),
+        longest=max(lengths),
+        keys=_keys(found, bounds, device) if any(each.after for each in found) else None,
+        **fed,
+    )
+
+
+def _keys(found: Sequence[_Segment], bounds: np.ndarray[Any, Any], device: torch.device) -> Keys:
+    """Keys of each segment: those of its sample that stand elsewhere, then its own."""
+    pieces: list[np.ndarray[Any, Any]] = []
+    for each, start, end in zip(found, bounds.tolist(), bounds[1:].tolist(), strict=False):
+        pieces += [np.arange(each.seen, each.seen + each.after), np.arange(start, end)]
+    lengths = [each.after + len(each.ids) for each in found]
+    index, segments = (torch.from_numpy(each).to(device) for each in (np.concatenate(pieces), _bounds(lengths)))
+    return Keys(index, segments, max(lengths))
+
+
+def _bounds(lengths: Sequence[int]) -> np.ndarray[Any, Any]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+
+
+def _padded(samples: Sequence[_Sample], *, pad_id: int, device: torch.device, fed: _Fed) -> Batch:
+    longest = max(len(each.ids) for each in samples)
 
     def fill(arrays: list[np.ndarray[Any, Any]], value: int) -> torch.Tensor:
         whole = np.full((len(arrays), longest), value, dtype=np.int64)
@@ -105,16 +191,15 @@ def _padded(
             row[: len(array)] = array
         return torch.from_numpy(whole).to(device)
 
-    mask = fill([np.ones(len(each), dtype=np.int64) for each in ids], 0)
+    mask = fill([np.ones(len(each.ids), dtype=np.int64) for each in samples], 0)
     return Batch(
-        input_ids=fill(ids, pad_id),
-        labels=fill(labels, IGNORE),
+        input_ids=fill([each.ids for each in samples], pad_id),
+        labels=fill([each.labels for each in samples], IGNORE),
         position_ids=(mask.cumsum(1) - 1).clamp(min=0),
         attention_mask=mask,
         segments=None,
         longest=longest,
-        uids=uids,
-        **counts,
+        **fed,
     )
 
 
@@ -127,10 +212,12 @@ def forward_kwargs(batch: Batch) -> dict[str, Any]:
         "use_cache": False,
     }
     if batch.segments is not None:
+        keys = batch.keys
         kwargs |= {
             "cu_seq_lens_q": batch.segments,
-            "cu_seq_lens_k": batch.segments,
+            "cu_seq_lens_k": batch.segments if keys is None else keys.segments,
             "max_length_q": batch.longest,
-            "max_length_k": batch.longest,
+            "max_length_k": batch.longest if keys is None else keys.longest,
         }
+        kwargs |= {} if keys is None else {"key_index": keys.index}
     return kwargs

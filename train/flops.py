@@ -48,10 +48,10 @@ def device_peak(device: torch.device, dtype: str) -> float:
 
 def step_flops(model_config: Mapping[str, Any], plan: GlobalStep, cfg: RunConfig) -> float:
     """FLOPs of one optimizer step over all ranks, forward and backward; ``model_config``: its config.json."""
-    head_positions = plan.targets if cfg.compute.targets_only_head and cfg.data.pack == "exact" else plan.tokens
+    head_positions = plan.targets if cfg.compute.targets_only_head and cfg.data.pack == "exact" else plan.positions
     return training_flops(
         shape_of(model_config),
-        positions=float(plan.tokens),
+        positions=float(plan.positions),
         pairs=float(plan.pairs),
         head_positions=float(head_positions),
         adapter=adapter_elements(model_config, cfg),

@@ -45,7 +45,7 @@ def step_metrics(
         "perf/tokens_per_second_per_gpu": plan.tokens / seconds / world,
         "perf/samples_per_second": plan.samples / seconds,
         "perf/data_wait_fraction": report.data_seconds / seconds,
-        "data/padding_fraction": 1.0 - plan.tokens / max(1, plan.filled * seq_len),
+        "data/padding_fraction": 1.0 - plan.positions / max(1, plan.filled * seq_len),
         "data/supervised_fraction": plan.targets / max(1, plan.tokens),
         "memory/peak_gib": peak_memory_gib(),
     }

@@ -58,7 +58,14 @@ def build(
     folder = base_folder(cfg.model, ranks, run_dir=run_dir, seed=cfg.seed, vocab_size=vocab_size)
     config = _read_config(folder)
     kind = family(config.model_type)
-    attention = choose(cfg.attention.backend, family=kind, pack=cfg.data.pack, dtype=dtype, device=ranks.device)
+    attention = choose(
+        cfg.attention.backend,
+        family=kind,
+        pack=cfg.data.pack,
+        dtype=dtype,
+        device=ranks.device,
+        share=cfg.data.share_prefix and cfg.data.pack == "exact",
+    )
     _check_fits(config, kind, cfg, folder, vocab_size)
     notes = _for_training(config, kind, cfg)
     with init_context:

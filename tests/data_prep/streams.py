@@ -22,10 +22,16 @@ class FakeSplit:
     name: str
     lengths: NDArray[np.int32]
     targets: NDArray[np.int32]
+    prefixes: tuple[tuple[int, ...], ...] = ()
+    numbers: NDArray[np.int32] | None = None
 
     @property
     def rows(self) -> int:
         return len(self.lengths)
+
+    @property
+    def shared(self) -> NDArray[np.int32]:
+        return np.zeros(self.rows, np.int32) if self.numbers is None else self.numbers
 
 
 def fake_split(name: str, rows: int, *, shortest: int = 3, longest: int = 30) -> FakeSplit:
@@ -46,7 +52,7 @@ def leaf(**settings: Any) -> SourceConfig:
 def data_config(sources: Mapping[str, SourceConfig] | Iterable[str], **settings: Any) -> DataConfig:
     """A small data section; names alone stand for leaves without a weight."""
     tree = dict(sources) if isinstance(sources, Mapping) else {name: leaf() for name in sources}
-    defaults: dict[str, Any] = {"seq_len": 64, "window": 50, "stop": StopConfig(epochs=1.0)}
+    defaults: dict[str, Any] = {"seq_len": 64, "window": 50, "stop": StopConfig(epochs=1.0), "share_prefix": False}
     return DataConfig(sources=tree, **{**defaults, **settings})
 
 

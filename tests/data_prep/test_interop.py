@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
+from conf.errors import ConfigError
 from conf.schema import StopConfig
 from data_prep.interop import IGNORE, PackedView, RankSteps, SampleView, row_arrays
 from data_prep.shards import Split, open_corpus
@@ -44,6 +45,13 @@ def test_the_map_is_the_run_row_by_row_in_any_order(splits: dict[str, Split]) ->
         assert {name: array.tolist() for name, array in found.items()} == {k: v.tolist() for k, v in wanted.items()}
     with pytest.raises(IndexError, match=f"row {len(view)} of {len(view)}"):
         view[len(view)]
+
+
+def test_a_stream_that_shares_prefixes_is_refused(splits: dict[str, Split]) -> None:
+    data = data_config(["a", "b"], share_prefix=True)
+    for view in (PackedView, RankSteps):
+        with pytest.raises(ConfigError, match=r"data\.share_prefix=false"):
+            view(Stream(splits, data, seed=5, global_size=4), splits)
 
 
 def test_rows_hold_what_training_feeds(splits: dict[str, Split]) -> None:

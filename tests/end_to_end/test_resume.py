@@ -53,9 +53,13 @@ def kill_run(run: Path, world: int, step: int, number: signal.Signals, arguments
     return finish(process, 90)
 
 
-@pytest.mark.parametrize("more", [("zero=2",), ("zero=3", "tuning=lora", "tuning.dropout=0.1")], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "more",
+    [("zero=2",), ("zero=3", "tuning=lora", "tuning.dropout=0.1", "data.share_prefix=false")],
+    ids=["full", "lora"],
+)
 def test_kill_nine_and_restart_ends_at_the_same_fingerprint(folder: Path, more: tuple[str, ...]) -> None:
-    kind = more[-1].split("=")[0].replace(".", "")
+    kind = more[0].replace("=", "")
     code, output = train(2, *tiny_run(folder, f"whole-{kind}", *FEW, *more))
     assert code == 0, output
     kill_when(folder, f"killed-{kind}", 2, 5, signal.SIGKILL, *more)

@@ -38,6 +38,8 @@ class FakeSplit:
 
     name: str
     samples: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
+    prefixes: tuple[tuple[int, ...], ...] = ()
+    """Longest first."""
 
     @property
     def rows(self) -> int:
@@ -53,6 +55,19 @@ class FakeSplit:
 
     def tokens(self, row: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         return self.samples[row]
+
+    @property
+    def shared(self) -> np.ndarray[Any, Any]:
+        return np.array([self.prefix(row)[0] + 1 for row in range(self.rows)], dtype=np.int32)
+
+    def prefix(self, row: int) -> tuple[int, int]:
+        ids, mask = self.samples[row]
+        fitting = [
+            (index, len(prefix))
+            for index, prefix in enumerate(self.prefixes)
+            if tuple(ids[: len(prefix)]) == prefix and not mask[: len(prefix) + 1].any()
+        ]
+        return fitting[0] if fitting else (-1, 0)
 
     def uid(self, row: int) -> int:
         return 2**63 + row

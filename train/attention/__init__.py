@@ -8,6 +8,7 @@ Packed rows whose samples are not isolated from one another are refused, never w
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 
 import torch
@@ -26,10 +27,13 @@ carry no padding at all, so they come first with pack=none as well."""
 Require = Callable[..., Attention]
 
 
-def choose(backend: str, *, family: Family, pack: str, dtype: torch.dtype, device: torch.device) -> Attention:
+def choose(
+    backend: str, *, family: Family, pack: str, dtype: torch.dtype, device: torch.device, share: bool = False
+) -> Attention:
     """The backend ``attention=backend`` of a run, after its start-up self-test; ``auto``: the best that passes.
 
-    ``pack`` is ``data.pack``. Raises ConfigError if the backend cannot do what the run asks of it.
+    ``pack`` is ``data.pack``; ``share``: samples of a row share prefixes. Raises ConfigError if the backend cannot do
+    what the run asks of it.
     """
     if pack == "exact" and not family.packing:
         raise ConfigError(
@@ -37,11 +41,11 @@ def choose(backend: str, *, family: Family, pack: str, dtype: torch.dtype, devic
             "that can see one another are refused; data.pack=none works"
         )
     if backend != "auto":
-        return _tested(_require(backend)(family, pack=pack, dtype=dtype, device=device), family, dtype, device)
+        return _tested(_require(backend)(family, pack=pack, dtype=dtype, device=device), family, dtype, device, share)
     refusals: list[str] = []
     for name in PREFERENCE:
         try:
-            return _tested(_require(name)(family, pack=pack, dtype=dtype, device=device), family, dtype, device)
+            return _tested(_require(name)(family, pack=pack, dtype=dtype, device=device), family, dtype, device, share)
         except ConfigError as refusal:
             refusals += refusal.problems
     raise ConfigError(refusals)
@@ -52,18 +56,27 @@ def _require(backend: str) -> Require:
     return require
 
 
-def _tested(attention: Attention, family: Family, dtype: torch.dtype, device: torch.device) -> Attention:
-    """``attention`` with its measured error, or ConfigError if it failed.
+def _tested(attention: Attention, family: Family, dtype: torch.dtype, device: torch.device, share: bool) -> Attention:
+    """``attention`` with its measured error, or ConfigError if it failed, or cannot share prefixes and is to.
 
     Not tested: padded rows, which hold one sample, and a family's own attention over transformers' own mask.
     """
+    if share and not attention.shares:
+        raise ConfigError(
+            f"attention: {attention.name} cannot let the samples of a row share a prefix, which data.share_prefix=true "
+            "asks for; data.share_prefix=false works"
+        )
     if attention.layout == "padded" or attention.implementation == "eager":
         return attention
-    result = measure(attention.implementation, dtype=dtype, device=device, capped=family.soft_cap)
+    tests = [
+        measure(attention.implementation, dtype=dtype, device=device, capped=family.soft_cap, shared=each)
+        for each in ((False, True) if share else (False,))
+    ]
+    result = max(tests, key=lambda test: (not test.passed, test.error))
     if not result.passed:
         raise ConfigError(
             f"attention: {attention.name} was asked for, and on {device.type} in {dtype} its self-test found an error "
             f"of {result.error:.1e} (allowed {result.allowed:.0e}) and a leak between samples of {result.leak:.1e} "
             "(allowed 0); attention=sdpa works"
         )
-    return Attention(attention.name, attention.implementation, attention.layout, result.error)
+    return replace(attention, error=result.error)

@@ -49,7 +49,7 @@ def require(family: Family, *, pack: str, dtype: torch.dtype, device: torch.devi
             "kernel for GPUs has no soft cap; attention=flash2 or attention=auto works"
         )
     _register()
-    return Attention(name="packed", implementation=IMPLEMENTATION, layout="flat")
+    return Attention(name="packed", implementation=IMPLEMENTATION, layout="flat", shares=True)
 
 
 def _register() -> None:
@@ -89,12 +89,15 @@ def packed_attention(
     max_length_q: int | None = None,
     max_length_k: int | None = None,
     softcap: float | None = None,
+    key_index: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
 
-    ``sliding_window`` counts the token itself, as in transformers; ``softcap`` is Gemma 2's. Raises InternalError
-    without the samples' bounds, because attention over a whole row would mix samples.
+    ``sliding_window`` counts the token itself, as in transformers; ``softcap`` is Gemma 2's. ``key_index``, int64 [Tk],
+    gathers the keys and values that ``cu_seq_lens_k`` bounds, where samples share a prefix (train/batch.py); its
+    backward adds up what the samples ask of the prefix. Raises InternalError without the samples' bounds, because
+    attention over a whole row would mix samples.
     """
     if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
         raise InternalError(
@@ -103,6 +106,9 @@ def packed_attention(
         )
     if attention_mask is not None or dropout or query.shape[0] != 1:
         raise InternalError("packed attention takes one flat row, no mask and no dropout")
+    if key_index is not None:
+        # In backward an index_add, whose order is fixed on a CPU, and on CUDA under use_deterministic_algorithms.
+        key, value = key.index_select(2, key_index), value.index_select(2, key_index)
     window = (sliding_window - 1, 0) if sliding_window and sliding_window < max_length_k else (-1, 0)
     attend = varlen_attention_cpu if query.device.type == "cpu" else _varlen_cuda
     out_THD = attend(

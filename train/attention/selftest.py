@@ -8,6 +8,7 @@ may change.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -48,26 +49,30 @@ class _Probe(torch.nn.Module):
 
 
 @functools.cache
-def measure(implementation: str, *, dtype: torch.dtype, device: torch.device, capped: bool) -> SelfTest:
+def measure(
+    implementation: str, *, dtype: torch.dtype, device: torch.device, capped: bool, shared: bool = False
+) -> SelfTest:
     """Run the self-test of a transformers attention function by name, once per process, dtype and device.
 
-    ``capped``: with soft-capped scores, for a family that has them.
+    ``capped``: with soft-capped scores, for a family that has them. ``shared``: the first segment is a prefix that the
+    other two share; then the second is changed, and the third may not.
     """
     generator = torch.Generator().manual_seed(0)
     total, cap = sum(LENGTHS), CAP if capped else None
     shapes = [(1, heads, total, HEAD_SIZE) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
     q, k, v = (torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes)
     pull = torch.randn((1, total, HEADS, HEAD_SIZE), generator=generator).to(device, dtype)
-    q2, k2, v2 = (_with_first_changed(x.detach()) for x in (q, k, v))
+    changed = sum(LENGTHS[: 2 if shared else 1])
+    q2, k2, v2 = (_with_change(x.detach(), changed - LENGTHS[int(shared)], changed) for x in (q, k, v))
     error = leak = 0.0
     for window in (None, WINDOW):
-        out = _run(implementation, q, k, v, window, cap)
-        wanted = _reference(q.float(), k.float(), v.float(), window, cap)
+        out = _run(implementation, q, k, v, window, cap, shared)
+        wanted = _reference(q.float(), k.float(), v.float(), window, cap, shared)
         found = [out, *torch.autograd.grad(out, (q, k, v), pull)]
         expected = [wanted, *torch.autograd.grad(wanted, (q, k, v), pull.float())]
         error = max(error, *(_distance(a, b) for a, b in zip(found, expected, strict=True)))
-        other = _run(implementation, q2, k2, v2, window, cap)
-        leak = max(leak, float((out - other)[:, LENGTHS[0] :].detach().abs().max()))
+        other = _run(implementation, q2, k2, v2, window, cap, shared)
+        leak = max(leak, float((out - other)[:, changed:].detach().abs().max()))
     return SelfTest(error=error, leak=leak, allowed=ALLOWED[dtype])
 
 
@@ -76,20 +81,29 @@ def _distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1.0))
 
 
-def _with_first_changed(x: torch.Tensor) -> torch.Tensor:
+def _with_change(x: torch.Tensor, start: int, end: int) -> torch.Tensor:
     x = x.clone()
-    x[:, :, : LENGTHS[0]] += 1.0
+    x[:, :, start:end] += 1.0
     return x
 
 
 def _run(
-    implementation: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, cap: float | None
+    implementation: str,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    window: int | None,
+    cap: float | None,
+    shared: bool,
 ) -> torch.Tensor:
     """[1, T, H, D] from the named function, called as a model calls it."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    bounds = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32, device=q.device)
-    mask = _seen(window, q.device)[None, None] if implementation == "sdpa" else None
+    bounds = _bounds(LENGTHS, q.device)
+    mask = _seen(window, q.device, shared)[None, None] if implementation == "sdpa" else None
+    first, second, third = (torch.arange(a, b, device=q.device) for a, b in itertools.pairwise(bounds.tolist()))
+    longer = (LENGTHS[0], LENGTHS[0] + LENGTHS[1], LENGTHS[0] + LENGTHS[2])
+    keys = {"key_index": torch.cat([first, first, second, first, third])} if shared else {}
     out, _ = ALL_ATTENTION_FUNCTIONS[implementation](
         _Probe(implementation),
         q,
@@ -101,28 +115,37 @@ def _run(
         sliding_window=window,
         softcap=cap,
         cu_seq_lens_q=bounds,
-        cu_seq_lens_k=bounds,
+        cu_seq_lens_k=_bounds(longer, q.device) if shared else bounds,
         max_length_q=max(LENGTHS),
-        max_length_k=max(LENGTHS),
+        max_length_k=max(longer if shared else LENGTHS),
+        **keys,
     )
     return out  # type: ignore[no-any-return]
 
 
-def _seen(window: int | None, device: torch.device) -> torch.Tensor:
-    """Boolean [T, T]: same segment, not in the future, within the window (which counts the token itself)."""
+def _bounds(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def _seen(window: int | None, device: torch.device, shared: bool) -> torch.Tensor:
+    """Boolean [T, T]: same sample, not in the future, within the window (which counts the token itself)."""
     segment = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS)).to(device)
-    place = torch.arange(sum(LENGTHS), device=device)
+    place = torch.cat([torch.arange(length) for length in LENGTHS]).to(device)
+    own = segment[:, None] == segment
+    if shared:
+        place = place + (segment > 0) * LENGTHS[0]
+        own = own | (segment == 0)
     behind = place[:, None] - place
-    return (segment[:, None] == segment) & (behind >= 0) & (behind < (window or len(place)))
+    return own & (behind >= 0) & (behind < (window or sum(LENGTHS)))
 
 
 def _reference(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, cap: float | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, cap: float | None, shared: bool
 ) -> torch.Tensor:
     """softmax(q k / sqrt(D)) v over what is seen, in fp32: [1, T, H, D]. Soft cap: Gemma 2, section 2."""
     k, v = (x.repeat_interleave(HEADS // KEY_HEADS, dim=1) for x in (k, v))
     scores = q @ k.transpose(-1, -2) / math.sqrt(HEAD_SIZE)
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
-    weights = scores.masked_fill(~_seen(window, q.device), float("-inf")).softmax(-1)
+    weights = scores.masked_fill(~_seen(window, q.device, shared), float("-inf")).softmax(-1)
     return (weights @ v).transpose(1, 2)

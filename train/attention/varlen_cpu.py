@@ -46,8 +46,8 @@ def varlen_attention_cpu(
         raise ValueError(f"{query.shape[1]} query heads over {key.shape[1]} key heads need enable_gqa=True")
     bounds_q = cu_seq_q.tolist()
     bounds_k = bounds_q if cu_seq_k is None or cu_seq_k is cu_seq_q else cu_seq_k.tolist()
-    if window_size == (-1, 0) and bounds_q == bounds_k and soft_cap is None:
-        return _causal_groups(query, key, value, tuple(bounds_q), scale, enable_gqa)
+    if window_size == (-1, 0) and soft_cap is None and _sees_itself(bounds_q, bounds_k):
+        return _causal_groups(query, key, value, (tuple(bounds_q), tuple(bounds_k)), scale, enable_gqa)
     q_HTD, k_KTD, v_KTD = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
     spans = zip(bounds_q, bounds_q[1:], bounds_k, bounds_k[1:], strict=False)
     pieces = [
@@ -58,30 +58,51 @@ def varlen_attention_cpu(
     return torch.cat(pieces, dim=1).transpose(0, 1)
 
 
+def _sees_itself(bounds_q: list[int], bounds_k: list[int]) -> bool:
+    """Whether no segment has more queries than keys, so that every query sees at least its own."""
+    spans = zip(bounds_q, bounds_q[1:], bounds_k, bounds_k[1:], strict=False)
+    return bounds_q == bounds_k or all(b - a <= d - c for a, b, c, d in spans)
+
+
 @dataclass(frozen=True)
 class _Group:
     tokens_NL: torch.Tensor
-    """Places in the row; padding points at the sample's first token."""
+    """Places of the queries in the row; padding points at the sample's first token."""
+    keys_NL: torch.Tensor
+    """Places of the keys, the ``before`` shared ones first; padding as above."""
     real_NL: torch.Tensor
     """False for padding."""
+    before: int
+    """Keys that stand before the first query's own: the same for the whole group."""
+
+    def mask(self) -> torch.Tensor | None:
+        """[L, before + L], True where a query sees a key: causal, aligned at the bottom right. None: no key before."""
+        if not self.before:
+            return None
+        longest = self.tokens_NL.shape[1]
+        return torch.ones(longest, self.before + longest, dtype=torch.bool).tril(self.before)
 
 
 @functools.lru_cache(maxsize=8)
-def _groups(bounds: tuple[int, ...]) -> tuple[tuple[_Group, ...], torch.Tensor]:
+def _groups(bounds: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[tuple[_Group, ...], torch.Tensor]:
     """Samples of similar length put together, and where each token of the row is in their concatenation.
 
     Cached because every layer of a model asks for the same row.
     """
-    spans = sorted(((b - a, a) for a, b in itertools.pairwise(bounds) if b > a), reverse=True)
+    pairs = zip(itertools.pairwise(bounds[0]), itertools.pairwise(bounds[1]), strict=True)
+    spans = sorted(((d - c - b + a, b - a, a, c) for (a, b), (c, d) in pairs if b > a), reverse=True)
     groups: list[_Group] = []
     while spans:
-        longest = spans[0][0]
-        size = 1 if longest >= LONG else sum(length >= SLACK * longest for length, _ in spans)
+        before, longest, _, _ = spans[0]
+        alike = (each[0] == before and each[1] >= SLACK * longest for each in spans)
+        size = 1 if longest >= LONG else sum(itertools.takewhile(bool, alike))
         members, spans = spans[:size], spans[size:]
-        lengths, starts = torch.tensor(members).T
-        place = torch.arange(longest)
-        real = place < lengths[:, None]
-        groups.append(_Group(torch.where(real, starts[:, None] + place, starts[:, None]), real))
+        _, lengths, starts, key_starts = torch.tensor(members).T
+        place, key_place = torch.arange(longest), torch.arange(before + longest)
+        real, real_keys = place < lengths[:, None], key_place < before + lengths[:, None]
+        tokens = torch.where(real, starts[:, None] + place, starts[:, None])
+        keys = torch.where(real_keys, key_starts[:, None] + key_place, key_starts[:, None])
+        groups.append(_Group(tokens, keys, real, before))
     order = torch.cat([group.tokens_NL[group.real_NL] for group in groups])
     return tuple(groups), order.argsort()
 
@@ -90,7 +111,7 @@ def _causal_groups(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    bounds: tuple[int, ...],
+    bounds: tuple[tuple[int, ...], tuple[int, ...]],
     scale: float | None,
     grouped: bool,
 ) -> torch.Tensor:
@@ -98,9 +119,11 @@ def _causal_groups(
     groups, inverse = _groups(bounds)
     pieces = []
     for group in groups:
-        q_NHLD, k_NKLD, v_NKLD = (x[group.tokens_NL].transpose(1, 2) for x in (query, key, value))
+        q_NHLD = query[group.tokens_NL].transpose(1, 2)
+        k_NKLD, v_NKLD = (x[group.keys_NL].transpose(1, 2) for x in (key, value))
+        mask = group.mask()
         out_NHLD = functional.scaled_dot_product_attention(
-            q_NHLD, k_NKLD, v_NKLD, is_causal=True, scale=scale, enable_gqa=grouped
+            q_NHLD, k_NKLD, v_NKLD, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
         )
         pieces.append(out_NHLD.transpose(1, 2)[group.real_NL])
     return torch.cat(pieces)[inverse]

@@ -1,0 +1,186 @@
+"""One competitor of the training benchmark, in a process of its own: ``python benchmarks/peers.py NAME FOLDER``.
+
+Every competitor trains the model in FOLDER/init on the same samples, update by update, on one CPU process with all
+cores, in fp32, with the same AdamW and clipping. FOLDER/NAME.json gets, for each update, the time at its end and its
+loss.
+
+corral      the loop of a run as users start it: packed, targets-only head, shared prefixes, ledger and metrics written
+bare        corral's model, engine and ready-made tensors, and nothing else
+hf          transformers.Trainer, rows of 8 samples padded to the longest
+trl         trl.SFTTrainer with its defaults (padded, recomputation), rows of 8
+trl-packed  trl.SFTTrainer, padding-free over our packed rows, without recomputation: its best that leaks nothing here
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+LR, BETAS, EPS, CLIP = 1e-4, (0.9, 0.95), 1e-8, 1.0
+
+Update = list[list[list[int]]]
+"""Micro-batches of (source, row) pairs: the samples of one optimizer step."""
+
+
+Step = tuple[float, float]
+"""When an update was done (``time.perf_counter``), and its loss."""
+
+
+def main(name: str, folder: Path) -> None:
+    began = time.perf_counter()
+    work: dict[str, Callable[[Path], Iterable[Step]]] = {"corral": corral, "bare": bare}
+    steps = [(at - began, loss) for at, loss in work.get(name, partial(trainer, name))(folder)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    found = {"ends": [at for at, _ in steps], "losses": [loss for _, loss in steps], "peak_gib": peak}
+    (folder / f"{name}.json").write_text(json.dumps(found))
+    os._exit(0)  # gloo's threads may abort the interpreter's teardown
+
+
+def assembled(folder: Path, name: str) -> Any:
+    """The parts of a run with the settings in FOLDER/arguments.json."""
+    from conf.compose import compose
+    from data_prep.prepared import open_prepared
+    from train.assembly import assemble
+    from train.distributed import ranks_from_environment
+    from train.engine import init_distributed
+    from train.run_dir import claim
+    from train.state import TrainState
+
+    arguments = json.loads((folder / "arguments.json").read_text())
+    cfg = compose([*arguments, f"run_dir={folder / f'run-{name}-{time.time_ns()}'}"])
+    ranks = ranks_from_environment()
+    claim(Path(cfg.run_dir))
+    init_distributed(ranks)
+    return assemble(cfg, Path(cfg.run_dir), ranks, 0, open_prepared(cfg), TrainState())
+
+
+def corral(folder: Path) -> Iterator[Step]:
+    """The production loop: plan, collate, step, ledger, metrics."""
+    from train.main import record, steps
+    from train.metrics import count as add_up
+    from train.preempt import StopRequest
+
+    run = assembled(folder, "corral")
+    for report in steps(run, StopRequest()):
+        add_up(run.state, report, run.stream.names)
+        record(run, report)
+        yield time.perf_counter(), report.loss
+
+
+def bare(folder: Path) -> Iterator[Step]:
+    """The same engine over tensors that are there already."""
+    from data_prep.stream import rank_rows
+    from train.batch import collate
+    from train.loss import token_nll_sum
+
+    run = assembled(folder, "bare")
+    make = partial(collate, layout="flat", pad_id=run.tokenizer.pad_id, device=run.ranks.device)
+    ready = [(plan.targets, [make([row], run.splits) for row in rank_rows(plan, 0, 1)]) for plan in run.stream]
+    run.engine.module.train()
+    for targets, batches in ready:
+        total = 0.0
+        for number, batch in enumerate(batches):
+            nll = token_nll_sum(run.engine.module, batch, targets_only=True)
+            run.engine.accumulate(nll / targets, last=number == len(batches) - 1)
+            total += float(nll.detach())
+        run.engine.step(LR)
+        yield time.perf_counter(), total / targets
+
+
+def micro_batches(updates: list[Update]) -> list[list[list[int]]]:
+    """Indices into the list of all samples, update by update, micro-batch by micro-batch."""
+    indices = count()
+    return [[[next(indices) for _ in row] for row in rows] for rows in updates]
+
+
+def examples(folder: Path, updates: list[Update]) -> list[dict[str, list[int]]]:
+    """All samples in order, as transformers wants them."""
+    from data_prep.shards import open_corpus
+    from train.batch import IGNORE
+
+    (split,) = open_corpus(folder / "corpus", verify="sizes").split("train").values()
+    found = []
+    for row in (row for rows in updates for packed_row in rows for _, row in packed_row):
+        ids, mask = (each.tolist() for each in split.tokens(row))
+        labels = [token if target else IGNORE for token, target in zip(ids, mask, strict=True)]
+        found.append({"input_ids": ids, "labels": [IGNORE, *labels[1:]]})
+    return found
+
+
+def trainer(name: str, folder: Path) -> list[Step]:
+    """transformers' or TRL's trainer, given our list of samples for every update."""
+    import torch
+    from torch.utils.data import DataLoader
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    updates = json.loads((folder / ("packed.json" if name == "trl-packed" else "padded.json")).read_text())
+    model = AutoModelForCausalLM.from_pretrained(folder / "init", dtype=torch.float32, attn_implementation="sdpa")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "corpus" / "tokenizer")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    steps: list[Step] = []
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                steps.append((time.perf_counter(), float(logs["loss"])))
+
+    made = made_trainer(name, model, tokenizer, examples(folder, updates), updates, folder)
+    made.add_callback(Watch())
+    order = [micro for update in micro_batches(updates) for micro in update]
+    loader = DataLoader(made.train_dataset, batch_sampler=order, collate_fn=made.data_collator)
+    made.get_train_dataloader = lambda: loader
+    made.train()
+    return steps
+
+
+def made_trainer(
+    name: str, model: Any, tokenizer: Any, rows: list[dict[str, list[int]]], updates: list[Update], folder: Path
+) -> Any:
+    """The peer with its own defaults, but for what has to be the same for all."""
+    from datasets import Dataset
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    common = {
+        "output_dir": str(folder / f"{name}-{time.time_ns()}"),
+        "max_steps": len(updates),
+        "gradient_accumulation_steps": len(updates[0]),
+        "per_device_train_batch_size": max(len(row) for rows_ in updates for row in rows_),
+        "learning_rate": LR,
+        "lr_scheduler_type": "constant",
+        "adam_beta1": BETAS[0],
+        "adam_beta2": BETAS[1],
+        "adam_epsilon": EPS,
+        "max_grad_norm": CLIP,
+        "weight_decay": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "bf16": False,
+    }
+    data = Dataset.from_list(rows)
+    if name == "hf":
+        collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
+        arguments = TrainingArguments(**common, remove_unused_columns=False)
+        return Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator)
+    from trl import SFTConfig, SFTTrainer
+
+    best = {"padding_free": True, "gradient_checkpointing": False, "max_length": None} if name == "trl-packed" else {}
+    return SFTTrainer(model=model, args=SFTConfig(**common, **best), train_dataset=data, processing_class=tokenizer)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]).resolve())

@@ -1,0 +1,166 @@
+"""Training side by side with the peers on real Alpaca lengths: ``make bench-train``; about fifteen minutes, no GPU.
+
+A Llama of 6 layers x 256 with GPT-2's vocabulary, random weights, fp32, all cores of this machine in one process. Every
+competitor (``peers.py``) gets the same samples for every optimizer step. They take turns, A B C A B C, so that a busy
+machine hurts all alike; each turn is a fresh process whose first update is warm-up. Losses must agree.
+Needs CORRAL_TEST_DATA (Alpaca and GPT-2's tokenizer) and ``pip install -e .[bench]``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+COMPETITORS = ("corral", "bare", "hf", "trl", "trl-packed")
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
+UPDATES = 5
+"""Per turn; the first is warm-up."""
+ROWS, SEQ_LEN = 2, 2048
+"""Packed rows per update, and their tokens."""
+PADDED_ROWS = 8
+AGREE = 1e-3
+MODEL = (
+    "model.config={model_type: llama, hidden_size: 256, intermediate_size: 1024, num_hidden_layers: 6, "
+    "num_attention_heads: 8, num_key_value_heads: 8, max_position_embeddings: 2048, tie_word_embeddings: true}"
+)
+
+
+def arguments(data: Path, folder: Path) -> list[str]:
+    """The run all competitors share."""
+    return [
+        "name=bench",
+        "data=alpaca",
+        f"data.sources.alpaca.path={data / 'alpaca' / 'alpaca_data.json.gz'}",
+        f"data.prepared={folder / 'corpus'}",
+        f"data.seq_len={SEQ_LEN}",
+        f"model.tokenizer={data / 'tokenizers' / 'gpt2'}",
+        f"model.path={folder / 'init'}",
+        "model.dtype=fp32",
+        "zero=0",
+        "attention=packed",
+        f"batch.global_size={ROWS}",
+        f"schedule.max_steps={UPDATES}",
+        "schedule=constant",
+        "schedule.warmup_fraction=null",
+        "optim.lr=1e-4",
+        "optim.clip=1.0",
+        "tracker.wandb=disabled",
+    ]
+
+
+def lay_out(data: Path, folder: Path) -> dict[str, float]:
+    """Corpus, weights and the samples of every update; what there is to compute in all."""
+    from conf.compose import compose
+    from data_prep.prepare import prepare
+    from data_prep.shards import open_corpus
+    from data_prep.stream import Stream
+    from train.base import base_folder
+    from train.distributed import Ranks
+
+    chosen = arguments(data, folder)
+    (folder / "arguments.json").write_text(json.dumps(chosen))
+    random = [each for each in chosen if not each.startswith("model.path")]
+    cfg = compose([*random, "model=demo_llama", MODEL, f"model.tokenizer={data / 'tokenizers' / 'gpt2'}"])
+    base_folder(cfg.model, Ranks(), run_dir=folder, seed=0, vocab_size=50257)
+    splits = open_corpus(prepare(cfg, argv=[])).split("train")
+    stream = Stream(splits, cfg.data, seed=cfg.seed, global_size=ROWS, max_steps=UPDATES)
+    plans = list(stream)
+    (split,) = splits.values()
+    steps = [[pair for row in plan.rows for pair in row.samples] for plan in plans]
+    for name, size in (("padded", PADDED_ROWS), ("packed", None)):
+        parts = max(
+            -(-len(step) // size) if size else -(-p.tokens // SEQ_LEN) for step, p in zip(steps, plans, strict=True)
+        )
+        updates = [divided(step, parts, split.lengths if size is None else None) for step in steps]
+        (folder / f"{name}.json").write_text(json.dumps(updates))
+    timed = plans[1:]
+    return {
+        "samples": sum(plan.samples for plan in timed),
+        "tokens": sum(plan.tokens for plan in timed),
+        "targets": sum(plan.targets for plan in timed),
+        "positions": sum(plan.positions for plan in timed),
+    }
+
+
+def divided(step: list[Any], parts: int, lengths: Any) -> list[list[Any]]:
+    """The samples of a step in ``parts`` micro-batches: as many each, or (with ``lengths``) as many tokens each."""
+    if lengths is None:
+        return [step[part::parts] for part in range(parts)]
+    bins: list[list[Any]] = [[] for _ in range(parts)]
+    loads = [0] * parts
+    for pair in sorted(step, key=lambda each: -int(lengths[each[1]])):
+        least = loads.index(min(loads))
+        bins[least].append(pair)
+        loads[least] += int(lengths[pair[1]])
+    return bins
+
+
+def main() -> None:
+    data = Path(
+        os.environ.get("CORRAL_TEST_DATA") or sys.exit("corral: set CORRAL_TEST_DATA to the folder of the data")
+    )
+    with tempfile.TemporaryDirectory(prefix="corral-bench-") as name:
+        folder = Path(name)
+        amounts = lay_out(data.resolve(), folder)
+        turns: dict[str, list[dict[str, Any]]] = {each: [] for each in COMPETITORS}
+        for _ in range(ROUNDS):
+            for each in COMPETITORS:
+                subprocess.run([sys.executable, str(Path(__file__).with_name("peers.py")), each, name], check=True)
+                turns[each].append(json.loads((folder / f"{each}.json").read_text()))
+    show(turns, amounts)
+
+
+def show(turns: dict[str, list[dict[str, Any]]], amounts: dict[str, float]) -> None:
+    """Medians and spreads over the turns, ratios to Corral, and whether the losses agree."""
+    seconds = {each: [turn["ends"][-1] - turn["ends"][0] for turn in found] for each, found in turns.items()}
+    wanted = turns["corral"][0]["losses"]
+    table = Table(title=f"Training, {ROUNDS} turns each of {UPDATES - 1} timed updates, {os.cpu_count()} cores")
+    columns = (
+        "",
+        "samples/s",
+        "spread",
+        "tokens/s",
+        "targets/s",
+        "peak GiB",
+        "to 1st step s",
+        "loss apart",
+        "corral is",
+    )
+    for column in columns:
+        table.add_column(column, justify="right")
+    for each, found in turns.items():
+        middle = statistics.median(seconds[each])
+        apart = max(abs(a - b) for turn in found for a, b in zip(turn["losses"], wanted, strict=True))
+        ratios = [other / own for other, own in zip(seconds[each], seconds["corral"], strict=True)]
+        table.add_row(
+            each,
+            f"{amounts['samples'] / middle:.2f}",
+            f"{(max(seconds[each]) - min(seconds[each])) / middle:.1%}",
+            f"{amounts['tokens'] / middle:,.0f}",
+            f"{amounts['targets'] / middle:,.0f}",
+            f"{max(turn['peak_gib'] for turn in found):.2f}",
+            f"{statistics.median(turn['ends'][0] for turn in found):.1f}",
+            f"{apart:.1e}" + ("" if apart <= AGREE else " DIFFERENT"),
+            f"{statistics.median(ratios):.2f}x as fast",
+        )
+    Console(width=120).print(table)
+    print(
+        f"{amounts['samples']:.0f} samples, {amounts['tokens']:.0f} tokens, {amounts['targets']:.0f} targets; corral "
+        f"computes {amounts['positions'] / amounts['tokens']:.1%} of the tokens, the rest are shared prefixes"
+    )
+
+
+if __name__ == "__main__":
+    main()
