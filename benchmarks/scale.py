@@ -60,7 +60,7 @@ def write_split(folder: Path, source: str, rows: int) -> dict[str, object]:
                 writer.write_batch(batch(lengths[at : at + BATCH_ROWS]))
         name, size = path.relative_to(folder).as_posix(), path.stat().st_size
         shards.append({"file": name, "rows": len(lengths), "tokens": int(lengths.sum()), "bytes": size, "xxh3": "0"})
-    return {"rows": rows, "shards": shards}
+    return {"rows": rows, "prefixes": [], "shards": shards}
 
 
 def write_corpus(folder: Path, rows: int) -> None:
@@ -87,6 +87,7 @@ def measure(folder: Path) -> dict[str, float]:
         sources={name: SourceConfig(format="alpaca", path="x") for name in SOURCES},
         stop=StopConfig(epochs=1.0),
         seq_len=SEQ_LEN,
+        share_prefix=False,
     )
     before, began = own_memory(), time.perf_counter()
     splits = open_corpus(folder, verify="sizes").split("train")

@@ -74,9 +74,10 @@ class SampleView:
 class PackedView:
     """The packed rows of a whole run as a map: ``view[i]`` is global row i, as Corral's own training would read it.
 
-    ``stream`` is one that has not begun and shares no prefixes (else ConfigError). Making the view packs the lengths of the whole run once (about 1 s per
-    million samples). The rows are shuffled and mixed already: read them in order, or at least block by block, because
-    a row costs the plan of its window (a few milliseconds) unless that window was among the last few.
+    ``stream`` is one that has not begun and shares no prefixes (else ConfigError). Making the view packs the lengths of
+    the whole run once (about 1 s per million samples). The rows are shuffled and mixed already: read them in order, or
+    at least block by block, because a row costs the plan of its window (a few milliseconds) unless that window was
+    among the last few.
     """
 
     def __init__(self, stream: Stream, splits: Mapping[str, Split]) -> None:
