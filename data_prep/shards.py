@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -322,10 +322,15 @@ def open_corpus(path: Path, *, verify: Literal["sizes", "hashes"] = "hashes", hi
     """
     manifest = read_manifest(path, hint=hint)
     for source in manifest["sources"].values():
-        for part in source["splits"].values():
-            for shard in part["shards"]:
-                _check(path / shard["file"], shard, hashes=verify == "hashes")
+        check_shards(path, source, hashes=verify == "hashes")
     return Corpus(path, manifest)
+
+
+def check_shards(path: Path, source: Mapping[str, Any], *, hashes: bool) -> None:
+    """Compare the shards of one source of the corpus at ``path`` with its MANIFEST entry; raises BadData."""
+    for part in source["splits"].values():
+        for shard in part["shards"]:
+            _check(path / shard["file"], shard, hashes=hashes)
 
 
 def _check(path: Path, shard: dict[str, Any], *, hashes: bool) -> None:
