@@ -118,6 +118,7 @@ class _Preparation:
         tokenizer = self._tokenizer()
         jobs = [self._job(name) for name in self.leaves]
         identities = {job.source: self._identity(job, tokenizer.fingerprint) for job in jobs}
+        self._forget_other_sources()
         reused = reuse.find(self.path, identities)
         for name, each in reused.items():
             self.console.print(f"{name}: the same as in {each.corpus}, taken over from there", highlight=False)
@@ -169,6 +170,13 @@ class _Preparation:
     def _identity(self, job: Job, fingerprint: str) -> str:
         found = {"files": _hashes(self.raw[job.source]), "evaluation": _hashes(self.evaluation)}
         return identity.source_identity(self.cfg, job.source, tokenizer=fingerprint, **found)
+
+    def _forget_other_sources(self) -> None:
+        """Throw away what an earlier attempt left of sources that the config no longer has."""
+        for folder in self.work.iterdir():
+            if folder.is_dir() and folder.name not in self.leaves and not folder.name.startswith("."):
+                shutil.rmtree(folder)
+                shutil.rmtree(self.path / folder.name, ignore_errors=True)
 
     def _open_work(self, job: Job, now: str) -> None:
         """Keep finished blocks of a source only if they are of the same settings, raw files and tokenizer."""
