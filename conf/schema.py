@@ -137,7 +137,7 @@ class DataConfig:
     """Cleaning rules switched on or off by name; what is not named keeps its default (see data_prep/clean.py)."""
     near_duplicates: Annotated[float, Field(ge=0.5, le=0.95)] | None = None
     """Also reject rows whose three-word runs overlap this much (Jaccard index, estimated by MinHash) with those of an
-    earlier row of their source; 0.8 finds reworded questions with one answer. None: exact duplicates only."""
+    earlier row of their source: 0.8 finds reworded questions, but also two about one long passage. None: exact only."""
     decontaminate: DecontaminateConfig | None = None
     num_proc: Positive = 1
     """Preparation processes. The corpus is the same for any number."""

@@ -168,5 +168,6 @@ def load(folder: str) -> Index:
     """The index written into ``folder``, memory-mapped."""
     about = json.loads((Path(folder) / "index.json").read_text())
     names = ("rows", "grams", "gram_rows", "wholes", "whole_rows")
-    arrays = {name: np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in names}
+    # Plain views of the maps: np.memmap itself is slow to index.
+    arrays = {name: np.load(Path(folder) / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in names}
     return Index(about["ngram"], tuple(about["paths"]), **arrays)

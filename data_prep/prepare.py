@@ -114,14 +114,13 @@ class _Preparation:
     def run(self) -> None:
         self._refuse_foreign_files()
         self.raw = {name: raw.find(str(leaf.path), f"data.sources.{name}.path") for name, leaf in self.leaves.items()}
+        self.evaluation = self._evaluation_files()
         self.overlap = self._overlap()
         tokenizer = self._tokenizer()
         jobs = [self._job(name) for name in self.leaves]
         identities = {job.source: self._identity(job, tokenizer.fingerprint) for job in jobs}
         self._forget_other_sources()
-        reused = reuse.find(self.path, identities)
-        for name, each in reused.items():
-            self.console.print(f"{name}: the same as in {each.corpus}, taken over from there", highlight=False)
+        reused = self._reused(identities)
         for job in jobs:
             self._open_work(job, identities[job.source])
         merged = self._blocks([job for job in jobs if job.source not in reused])
@@ -130,6 +129,7 @@ class _Preparation:
         merge.write_quarantine(self.path / reuse.QUARANTINE, sources)
         self._check_budget(sources)
         entries = {each.source: each.write(self.path) | {"identity": identities[each.source]} for each in sources}
+        self._write_timing(sorted(reused))
         self._finish(entries, {job.source: job.template for job in jobs}, tokenizer)
 
     def _refuse_foreign_files(self) -> None:
@@ -143,12 +143,13 @@ class _Preparation:
                 "name an empty or new folder."
             )
 
+    def _evaluation_files(self) -> list[raw.Raw]:
+        wanted = self.cfg.data.decontaminate
+        return [each for path in wanted.paths for each in raw.find(path, "data.decontaminate.paths")] if wanted else []
+
     def _overlap(self) -> str | None:
         """Folder of the index of the evaluation sets, made first if need be."""
         wanted = self.cfg.data.decontaminate
-        self.evaluation = (
-            [each for path in wanted.paths for each in raw.find(path, "data.decontaminate.paths")] if wanted else []
-        )
         if wanted is None:
             return None
         digest = identity.digest_of({"ngram": wanted.ngram, "files": _hashes(self.evaluation)})
@@ -170,6 +171,15 @@ class _Preparation:
     def _identity(self, job: Job, fingerprint: str) -> str:
         found = {"files": _hashes(self.raw[job.source]), "evaluation": _hashes(self.evaluation)}
         return identity.source_identity(self.cfg, job.source, tokenizer=fingerprint, **found)
+
+    def _reused(self, identities: dict[str, str]) -> dict[str, reuse.Reused]:
+        """Sources that another corpus has already; raises BadData for a rejected row if none is allowed."""
+        found = reuse.find(self.path, identities)
+        for name, each in found.items():
+            self.console.print(f"{name}: the same as in {each.corpus}, taken over from there", highlight=False)
+            if self.cfg.data.on_bad_row == "fail" and each.rejected:
+                raise pool.bad_row(next(each.quarantine()))
+        return found
 
     def _forget_other_sources(self) -> None:
         """Throw away what an earlier attempt left of sources that the config no longer has."""
@@ -266,22 +276,25 @@ class _Preparation:
             "sources": entries,
         }
         try:
-            self._write_timing()
             commit(self.path / MANIFEST, json.dumps(manifest, indent=1).encode())
         except OSError as error:
             raise StorageError(f"cannot write to {self.path}: {error.strerror or error}.") from error
         open_corpus(self.path)
         shutil.rmtree(self.work, ignore_errors=True)
 
-    def _write_timing(self) -> None:
+    def _write_timing(self, reused: list[str]) -> None:
         """What is true of this preparation but not of the corpus; the report takes it up."""
         content = {
             "command": identity.prepare_command(self.cfg, self.argv),
             "seconds": round(time.monotonic() - self.started, 2),
             "num_proc": self.cfg.data.num_proc,
+            "reused": reused,
             "processors": os.cpu_count(),
         }
-        commit(self.path / "preparation.json", json.dumps(content, indent=1).encode())
+        try:
+            commit(self.path / "preparation.json", json.dumps(content, indent=1).encode())
+        except OSError as error:
+            raise StorageError(f"cannot write to {self.path}: {error.strerror or error}.") from error
 
 
 def _hashes(found: list[raw.Raw]) -> list[tuple[str, str]]:

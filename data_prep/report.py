@@ -173,8 +173,11 @@ def show(report: dict[str, Any], console: Console) -> None:
             console.print(_dirt(source))
     _show_whole(report, console)
     timing = report["preparation"]
-    rows = sum(source["rows"] for source in report["sources"].values())
+    reused = timing.get("reused", [])
+    rows = sum(source["rows"] for name, source in report["sources"].items() if name not in reused)
     console.print(f"{rows:,} rows in {timing['seconds']} s, {rows / max(timing['seconds'], 1e-3):,.0f} rows/s")
+    if reused:
+        console.print(f"taken over from corpora beside this one: {', '.join(reused)}", soft_wrap=True)
 
 
 def _show_whole(report: dict[str, Any], console: Console) -> None:

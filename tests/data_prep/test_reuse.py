@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,18 @@ def test_a_new_source_leaves_the_others_as_they_are(tmp_path: Path, sources: dic
     shard = "a/train/shard-00000.arrow"
     assert (new / shard).stat().st_ino == (old / shard).stat().st_ino
     assert len([line for line in quarantine(new) if line["source"] == "a"]) == len(DIRTY) + 1
+    assert json.loads((new / "preparation.json").read_text())["reused"] == ["a"]
     fresh = prepare(cfg(tmp_path, "two/new", sources), argv=[])
     assert digests(new) == digests(fresh) | {"MANIFEST.json": digests(new)["MANIFEST.json"]}
     assert open_corpus(new).manifest == open_corpus(fresh).manifest
+
+
+def test_a_source_with_rejected_rows_is_not_taken_over_where_none_is_allowed(
+    tmp_path: Path, sources: dict[str, Any]
+) -> None:
+    prepare(cfg(tmp_path, "old", {"a": sources["a"]}), argv=[])
+    with pytest.raises(BadData, match=r"a\.jsonl, row 40 \(data\.sources\.a\): empty_output"):
+        prepare(cfg(tmp_path, "new", sources, on_bad_row="fail"), argv=[])
 
 
 def test_what_differs_or_is_damaged_is_prepared_anew(tmp_path: Path, sources: dict[str, Any], done: list[str]) -> None:
@@ -79,6 +89,9 @@ def test_unfinished_blocks_are_kept_source_by_source(tmp_path: Path, sources: di
         prepare(cfg(tmp_path, "corpus", sources, bad_row_budget=0.1), argv=[])
     del done[:]
     changed = {"a": sources["a"], "b": sources["b"] | {"template": "plain"}}
+    (tmp_path / "corpus/.work/gone").mkdir()
+    (tmp_path / "corpus/gone/train").mkdir(parents=True)
     corpus = prepare(cfg(tmp_path, "corpus", changed), argv=[])
     assert set(done) == {"b"}
+    assert not (corpus / "gone").exists()
     assert digests(corpus) == digests(prepare(cfg(tmp_path, "elsewhere/corpus", changed), argv=[]))
