@@ -80,7 +80,7 @@ WHOLE_SETS: dict[str, tuple[str, str, dict[str, str], dict[str, int]]] = {
     "codealpaca": ("alpaca", "codealpaca", {}, {"empty_output": 2}),
     "gpteacher": ("alpaca", "gpteacher", {}, {}),
     "wikidoc": ("alpaca", "medical/medical_meadow_wikidoc_patient.json.gz", {}, {"duplicate": 92, "over_length": 1}),
-    "t0": ("p3", "t0_sf", {}, {"control_char": 2, "duplicate": 59, "over_length": 99}),
+    "t0": ("p3", "t0_sf", {}, {"control_char": 2, "duplicate": 59, "over_length": 91}),
 }
 
 
