@@ -38,7 +38,7 @@ setup(
         "pyarrow>=20,<27",
         "xxhash>=3.5,<5",
         "jinja2>=3.1,<4",
-        "datasets>=4",  # data sets of the hub, streamed
+        "datasets>=4,<6",  # data sets of the hub, streamed
         "datasketch>=2,<3",  # near-duplicates; 2.0 changed the signatures
         "rich>=13.7,<16",
         "rouge_score>=0.1.2,<0.2",
