@@ -84,9 +84,10 @@ def near(parts: Iterable[Signatures], threshold: float, skip: Container[int]) ->
 
 
 def _shingles(conversation: Conversation) -> Hashes:
-    """Hashes of all three-word runs; of the whole text if it is shorter."""
-    hashed = word_hashes(words(" ".join(message.text for message in conversation.messages)))
-    return ngram_hashes(hashed, max(1, min(SHINGLE_WORDS, len(hashed))))
+    """Hashes of all three-word runs; of the whole text if it is shorter, or holds no word (emoji, signs)."""
+    text = " ".join(message.text for message in conversation.messages)
+    hashed = word_hashes(words(text) or [text])
+    return ngram_hashes(hashed, min(SHINGLE_WORDS, len(hashed)))
 
 
 @cache
