@@ -39,6 +39,8 @@ setup(
         "xxhash>=3.5,<5",
         "fsspec>=2024.6",  # corpora behind URLs; the drivers are the extras s3 and gcs
         "jinja2>=3.1,<4",
+        "datasets>=4,<6",  # data sets of the hub, streamed
+        "datasketch>=2,<3",  # near-duplicates; 2.0 changed the signatures
         "rich>=13.7,<16",
         "rouge_score>=0.1.2,<0.2",
         "wandb>=0.25,<0.32",
@@ -53,7 +55,6 @@ setup(
             "pytest-timeout>=2.4",
             "hypothesis>=6.130",
             "psutil>=6",
-            "datasets>=4",  # a test opens our shards with it
             "ruff==0.17.6",  # formatting differs between versions
             "mypy==2.4.1",
             "import-linter>=2.5",

@@ -218,6 +218,7 @@ def _inner(here: str, node: SourceConfig) -> Iterator[Finding]:
     extra = [key for key in LEAF_ONLY if getattr(node, key) is not None]
     extra += ["template"] if node.template != "auto" else []
     extra += ["validation_fraction"] if node.validation_fraction else []
+    extra += ["fields"] if node.fields else []
     if extra:
         yield Finding(
             (here,), f"{here}: has sources below it, so {', '.join(extra)} must stand at each of those instead"

@@ -71,7 +71,12 @@ class SourceConfig:
 
     format: Literal["alpaca", "prompt_completion", "sharegpt", "messages", "flan_cot", "niv2", "p3"] | None = None
     path: str | None = None
-    """A file, a folder or a glob; .json, .jsonl, .csv, .tsv (each also .gz or .zst), .parquet, .arrow."""
+    """A file, a folder or a glob; .json, .jsonl, .csv, .tsv (each also .gz or .zst), .parquet, .arrow. Or a data set of
+    the Hugging Face hub, spelt ``hf://datasets/OWNER/NAME[@REVISION][:CONFIG][/SPLIT]`` (split: train), which is
+    streamed; preparation pins the revision to its commit and the corpus names it."""
+    fields: dict[Name, str] = Field(default_factory=dict)
+    """Names that the rows use instead of the format's own: ``{input: context, output: response}`` reads Dolly's rows as
+    Alpaca's, ``{prompt: question, completion: answer}`` GSM8K's as prompt_completion."""
     template: Literal["auto", "alpaca", "chat", "plain"] = "auto"
     """auto: alpaca -> alpaca, sharegpt and messages -> chat, all others -> plain."""
     validation_fraction: Fraction = 0.0
@@ -96,6 +101,16 @@ class StopConfig:
     examples: Positive | None = None
     first_exhausted: Literal[True] | None = None
     all_seen_once: Literal[True] | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class DecontaminateConfig:
+    """Rows that overlap with evaluation sets go to quarantine (data_prep/decontaminate.py says what overlap is)."""
+
+    paths: Annotated[list[str], Field(min_length=1)]
+    """Evaluation files, spelt as a source's ``path``; rows in any format."""
+    ngram: Annotated[int, Field(ge=3)] = 13
+    """Words in a row that two texts must share; 13 as in Brown et al. 2020, appendix C."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -126,6 +141,10 @@ class DataConfig:
     """Share of rows that may be rejected before preparation stops with exit code 65."""
     clean: dict[Name, bool] = Field(default_factory=dict)
     """Cleaning rules switched on or off by name; what is not named keeps its default (see data_prep/clean.py)."""
+    near_duplicates: Annotated[float, Field(ge=0.5, le=0.95)] | None = None
+    """Also reject rows whose three-word runs overlap this much (Jaccard index, estimated by MinHash) with those of an
+    earlier row of their source: 0.8 finds reworded questions, but also two about one long passage. None: exact only."""
+    decontaminate: DecontaminateConfig | None = None
     num_proc: Positive = 1
     """Preparation processes. The corpus is the same for any number."""
     allow_change: bool = False

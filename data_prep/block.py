@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from conf.errors import StorageError
-from data_prep import chat, files
+from data_prep import chat, decontaminate, dedup, files
 from data_prep.clean import clean
 from data_prep.conversation import Conversation, Rejected, content_key, prompt_key
 from data_prep.files import RawRow
@@ -38,13 +38,17 @@ class Job:
 
     source: str
     paths: tuple[str, ...]
-    """Raw files as the MANIFEST names them."""
+    """Raw inputs as the MANIFEST names them."""
     format: str
+    fields: Mapping[str, str]
     template: str
     validation_fraction: float
     seq_len: int
     truncate: bool
     switches: Mapping[str, bool]
+    overlap: str | None
+    """Folder of the index of evaluation sets, if rows that overlap with them are rejected."""
+    near_duplicates: float | None
     tokenizer: str
     """Folder of the corpus's tokenizer."""
     folder: str
@@ -111,14 +115,20 @@ def is_held_out(conversation: Conversation, fraction: float) -> bool:
 
 
 def conversation_of(text: str, job: Job, counts: Counts) -> Conversation:
-    """Parse, read and clean one row, and count what the rules found; raises Rejected."""
-    conversation = reader(job.format)(files.parse(text))
+    """Parse, read and clean one row, count what the rules found, look for evaluation text; raises Rejected."""
+    conversation = reader(job.format, job.fields)(files.parse(text))
     cleaned = clean(conversation, job.switches)
     counts.found.update(cleaned.found)
     if cleaned.rejected is not None:
         raise Rejected(cleaned.rejected)
     counts.normalised.update(cleaned.normalised)
+    if job.overlap is not None:
+        decontaminate.load(job.overlap).check(cleaned.conversation)
     return cleaned.conversation
+
+
+_Kept = tuple[list[int], list[int], int, int, Conversation]
+"""Token ids, mask, file, row, and what they were made of."""
 
 
 def _tokenizer(folder: str) -> Tokenizer:
@@ -147,14 +157,13 @@ def process(job: Job, block: Block) -> int:
         except Rejected as rejected:
             reject(file, raw, rejected)
     encoded = chat.encode_batch([conversation for *_, conversation in read], job.template, _tokenizer(job.tokenizer))
-    kept: list[tuple[list[int], list[int], int, int, int, bool]] = []
+    kept: list[_Kept] = []
     for (file, raw, conversation), outcome in zip(read, encoded, strict=True):
         fitted = _fit(outcome, job, counts)
         if isinstance(fitted, Rejected):
             reject(file, raw, fitted)
         else:
-            held_out = is_held_out(conversation, job.validation_fraction)
-            kept.append((*fitted, file, raw.row, content_key(conversation), held_out))
+            kept.append((*fitted, file, raw.row, conversation))
     quarantine.sort(key=lambda line: (job.paths.index(line["file"]), line["row"]))
     _write(job, block.index, counts, quarantine, kept)
     return block.index
@@ -182,19 +191,21 @@ def _write(
     index: int,
     counts: Counts,
     quarantine: list[dict[str, Any]],
-    kept: Sequence[tuple[list[int], list[int], int, int, int, bool]],
+    kept: Sequence[_Kept],
 ) -> None:
     path = block_file(job.folder, index)
-    ids, masks, file, row, key, held_out = zip(*kept, strict=True) if kept else ((),) * 6
+    ids, masks, file, row, conversations = zip(*kept, strict=True) if kept else ((),) * 5
     arrays = {
         "ids": np.array(list(chain.from_iterable(ids)), np.int32),
         "mask": np.array(list(chain.from_iterable(masks)), np.uint8),
         "lengths": np.array([len(each) for each in ids], np.int32),
         "source_file": np.array(file, np.int32),
         "row": np.array(row, np.int64),
-        "key": np.array(key, np.uint64),
-        "held_out": np.array(held_out, np.bool_),
+        "key": np.array([content_key(each) for each in conversations], np.uint64),
+        "held_out": np.array([is_held_out(each, job.validation_fraction) for each in conversations], np.bool_),
     }
+    if job.near_duplicates is not None:
+        arrays["signature"] = dedup.signatures(conversations)
     content = {"counts": vars(counts), "quarantine": quarantine}
     # Another process may be at the same block only after a kill; the name keeps the two apart.
     temporary = path.with_suffix(f".{os.getpid()}.tmp")

@@ -35,7 +35,9 @@ HTML = re.compile(r"</?(html|head|body|div|span|p|a|br|h[1-6]|ul|ol|li|table|tr|
 URL = re.compile(r"https?://")
 REFUSALS = ("as an ai ", "as an ai,", "i'm sorry", "i am sorry", "i cannot", "i am unable")
 IMAGE = re.compile(
-    r"\b(attached|provided|following|this) (image|photo|picture|figure)\b|[\[<](an? )?(image|photo|picture)\b", re.I
+    r"\b(attached|provided|following|this) (image|photo|picture|figure)\b|[\[<]((an?|insert) )?(image|photo|picture)\b"
+    r"|!\[|<img\b|\.(jpe?g|png|gif|svg|webp|bmp)\b|^(an? )?(image|photo|picture) of\b",
+    re.IGNORECASE,
 )
 EXOTIC_SPACE = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 MOJIBAKE = re.compile("â€|Ã[\u0080-\u00bf]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -79,6 +80,13 @@ def text_field(row: Mapping[str, Any], key: str, *, optional: bool = False) -> s
     if not isinstance(value, str):
         raise Rejected("non_string_field", f"{key!r} is {type(value).__name__}")
     return value
+
+
+def tools_field(value: Any) -> str | None:
+    """A row's tools as JSON text: they come as a list, or as its text; none, "" and [] mean no tools."""
+    if isinstance(value, str):
+        return None if value.strip() in ("", "[]") else value
+    return json.dumps(value, ensure_ascii=False) if value else None
 
 
 def supervised_flag(turn: Mapping[str, Any]) -> bool | None:

@@ -13,7 +13,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -70,7 +70,7 @@ def _nearest(path: Path) -> str:
     return f"; is it {parent / near[0]}?" if near else ""
 
 
-def parse(text: str) -> Mapping[str, Any]:
+def parse(text: str) -> dict[str, Any]:
     """The object a row's text holds; raises Rejected: bad_utf8, bad_json, not_an_object, wrong_field_count."""
     if found := BAD_BYTES.search(text):
         raise Rejected("bad_utf8", f"byte 0x{ord(found.group()) - 0xDC00:02x} at character {found.start()}")

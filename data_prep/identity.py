@@ -6,11 +6,12 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from conf.errors import ConfigError
-from conf.schema import RunConfig, SourceConfig
+from conf.schema import DataConfig, RunConfig, SourceConfig
 from data_prep import staging
 from data_prep.clean import switches
 from data_prep.shards import VERSION
@@ -46,26 +47,46 @@ def identity(cfg: RunConfig) -> dict[str, Any]:
     tokenizer: dict[str, Any] = {"reference": reference, "revision": revision}
     if reference == "train":
         tokenizer["vocab_size"] = cfg.model.vocab_size
+    sources = {name: _leaf(leaf) for name, leaf in sorted(leaves(cfg.data.sources).items())}
     return {
         "version": VERSION,
         "model": {"tokenizer": tokenizer},
-        "data": {
-            "seq_len": cfg.data.seq_len,
-            "over_length": cfg.data.over_length,
-            "clean": dict(sorted(switches(cfg.data.clean).items())),
-            "sources": {name: _leaf(leaf) for name, leaf in sorted(leaves(cfg.data.sources).items())},
-        },
+        "data": {**_row_settings(cfg.data), "sources": sources},
     }
 
 
+def source_identity(cfg: RunConfig, name: str, **found: Any) -> str:
+    """Digest of all that the samples of source ``name`` depend on, whatever other sources there are.
+
+    ``found``: what is known only once preparation has begun: hashes of the files, the tokenizer's fingerprint.
+    """
+    leaf = _leaf(leaves(cfg.data.sources)[name])
+    return digest_of({"version": VERSION, "name": name, "leaf": leaf, "data": _row_settings(cfg.data), **found})
+
+
+def _row_settings(data: DataConfig) -> dict[str, Any]:
+    """Settings that every source shares. Options appear only where they are used: others leave a corpus its name."""
+    found: dict[str, Any] = {
+        "seq_len": data.seq_len,
+        "over_length": data.over_length,
+        "clean": dict(sorted(switches(data.clean).items())),
+    }
+    if data.near_duplicates is not None:
+        found["near_duplicates"] = data.near_duplicates
+    if data.decontaminate is not None:
+        found["decontaminate"] = asdict(data.decontaminate)
+    return found
+
+
 def _leaf(leaf: SourceConfig) -> dict[str, Any]:
-    return {
+    found = {
         "format": leaf.format,
         "path": leaf.path,
         "template": resolve(leaf.template, str(leaf.format)),
         "validation_fraction": leaf.validation_fraction,
         "rows": leaf.rows,
     }
+    return found | ({"fields": dict(leaf.fields)} if leaf.fields else {})
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
@@ -113,6 +134,10 @@ def prepare_command(cfg: RunConfig, argv: Sequence[str] | None = None) -> str:
     words += [f"model.path={_quoted(reference)}", f"model.revision={_quoted(revision)}"] if revision else []
     words += [f"data.seq_len={cfg.data.seq_len}", f"data.over_length={cfg.data.over_length}"]
     words += [f"+data.clean.{name}={str(on).lower()}" for name, on in cfg.data.clean.items()]
+    words += [f"data.near_duplicates={cfg.data.near_duplicates}"] if cfg.data.near_duplicates is not None else []
+    if cfg.data.decontaminate is not None:
+        paths = ", ".join(json.dumps(path) for path in cfg.data.decontaminate.paths)
+        words += [f"data.decontaminate={{paths: [{paths}], ngram: {cfg.data.decontaminate.ngram}}}"]
     words += [f"data.prepared={_quoted(str(corpus_path(cfg)))}"]
     return f"python -m data_prep {shlex.join(words)}"
 
@@ -129,4 +154,6 @@ def _flow(node: SourceConfig) -> str:
     parts = [f"format: {node.format}", f"path: {json.dumps(node.path)}", f"template: {node.template}"]
     parts += [f"validation_fraction: {node.validation_fraction}"]
     parts += [f"rows: {node.rows}"] if node.rows else []
+    fields = ", ".join(f"{ours}: {json.dumps(theirs)}" for ours, theirs in node.fields.items())
+    parts += [f"fields: {{{fields}}}"] if fields else []
     return "{" + ", ".join(parts) + "}"

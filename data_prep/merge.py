@@ -1,22 +1,44 @@
-"""Finished blocks -> quarantine.jsonl and shards: duplicates, the bad-row budget, and the MANIFEST's entry."""
+"""Finished blocks -> quarantine.jsonl and shards: duplicates out, and the source's entry in the MANIFEST."""
 
 from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep import files
+from data_prep import dedup, raw
 from data_prep.block import Counts, Job, block_file, quarantine_line, read_outcome
 from data_prep.conversation import Rejected
 from data_prep.prefixes import find
 from data_prep.shard_writer import Sample, SplitWriter
+
+
+class Finished(Protocol):
+    """A source that is ready to be written: merged from its blocks, or found in another corpus (reuse.py)."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def rows(self) -> int:
+        """Rows that went in."""
+
+    @property
+    def rejected(self) -> Counter[str]: ...
+
+    def quarantine(self) -> Iterator[dict[str, Any]]:
+        """Its lines of quarantine.jsonl, in order of file and row."""
+
+    def write(self, root: Path) -> dict[str, Any]:
+        """Put both splits under ``root``; the entry in the MANIFEST. Raises StorageError."""
 
 
 @dataclass
@@ -26,9 +48,21 @@ class Merged:
     job: Job
     blocks: int
     counts: Counts = field(default_factory=Counts)
-    duplicates: set[int] = field(default_factory=set)
-    """Places, among the kept rows of all blocks in order, of rows that repeat an earlier one."""
-    duplicate_lines: list[dict[str, Any]] = field(default_factory=list)
+    repeats: dict[int, dedup.Repeat] = field(default_factory=dict)
+    """Rows that are left out, by place among the kept rows of all blocks in order."""
+    repeat_lines: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def source(self) -> str:
+        return self.job.source
+
+    @property
+    def rows(self) -> int:
+        return self.counts.rows
+
+    @property
+    def rejected(self) -> Counter[str]:
+        return self.counts.rejected
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
         """Lines of quarantine.jsonl in order of file and row, read from the blocks as they are asked for."""
@@ -36,18 +70,39 @@ class Merged:
         blocks = (read_outcome(block_file(self.job.folder, index)).quarantine for index in range(self.blocks))
         return heapq.merge(
             (line for block in blocks for line in block),
-            self.duplicate_lines,
+            self.repeat_lines,
             key=lambda line: (files_at[line["file"]], line["row"]),
         )
 
+    def write(self, root: Path) -> dict[str, Any]:
+        """Write both splits of the source under ``root``; raises StorageError."""
+        folder = root / self.source
+        writers = {name: SplitWriter(folder / name, root) for name in ("train", "validation")}
+        train = ((sample.input_ids, sample.loss_mask) for sample, held_out in samples(self) if not held_out)
+        prefixes = find(train, seq_len=self.job.seq_len)
+        for sample, held_out in samples(self):
+            prefix, tokens = prefixes.of(sample.input_ids, sample.loss_mask)
+            writers["validation" if held_out else "train"].add(replace(sample, prefix=prefix, prefix_len=tokens))
+        counts = self.counts
+        return {
+            "rows": counts.rows,
+            "rejected": dict(sorted(counts.rejected.items())),
+            "normalised": dict(sorted(counts.normalised.items())),
+            "found": dict(sorted(counts.found.items())),
+            "truncated": counts.truncated,
+            "splits": {name: writer.finish(prefixes.ids) for name, writer in writers.items()},
+            "max_tokens": max(each.max_tokens for each in writers.values()),
+            "min_vocab": max(each.min_vocab for each in writers.values()),
+        }
+
 
 def collect(job: Job, blocks: int) -> Merged:
-    """Counts of all blocks of a source, with the exact duplicates found among them."""
+    """Counts of all blocks of a source, with the duplicates found among them."""
     merged = Merged(job, blocks)
     for index in range(blocks):
         merged.counts.add(read_outcome(block_file(job.folder, index)).counts)
     if blocks:
-        _find_duplicates(merged)
+        _find_repeats(merged)
     return merged
 
 
@@ -56,41 +111,52 @@ def _arrays(job: Job, index: int, *names: str) -> dict[str, npt.NDArray[Any]]:
         return {name: content[name] for name in names}
 
 
-def _find_duplicates(merged: Merged) -> None:
-    parts = [_arrays(merged.job, index, "key", "source_file", "row") for index in range(merged.blocks)]
+def _find_repeats(merged: Merged) -> None:
+    job, counts = merged.job, merged.counts
+    parts = [_arrays(job, index, "key", "source_file", "row") for index in range(merged.blocks)]
     key, file, row = (np.concatenate([part[name] for part in parts]) for name in ("key", "source_file", "row"))
-    # 64-bit keys: among a million rows, two different ones collide with probability 3e-8.
-    _, first, group = np.unique(key, return_index=True, return_inverse=True)
-    repeated = np.flatnonzero(first[group] != np.arange(len(group)))
-    if not len(repeated):
-        return
-    merged.counts.found["duplicate"] = len(repeated)
-    if merged.job.switches["duplicate"]:
-        original = first[group[repeated]]
-        merged.counts.rejected["duplicate"] = len(repeated)
-        merged.duplicates = set(repeated.tolist())
-        copies = zip(file[repeated].tolist(), row[repeated].tolist(), strict=True)
-        kept = zip(file[original].tolist(), row[original].tolist(), strict=True)
-        _quarantine_duplicates(merged, dict(zip(copies, kept, strict=True)))
+    exact = dedup.exact(key)
+    if exact:
+        counts.found["duplicate"] = len(exact)
+    if job.switches["duplicate"]:
+        merged.repeats = exact
+    if job.near_duplicates is not None:
+        signatures = (_arrays(job, index, "signature")["signature"] for index in range(merged.blocks))
+        near = dedup.near(signatures, job.near_duplicates, skip=merged.repeats)
+        merged.repeats = merged.repeats | near
+
+    def origin(place: int) -> tuple[int, int]:
+        return int(file[place]), int(row[place])
+
+    _quarantine_repeats(
+        merged, {origin(place): (origin(each.original), each) for place, each in merged.repeats.items()}
+    )
 
 
-def _quarantine_duplicates(merged: Merged, where: dict[tuple[int, int], tuple[int, int]]) -> None:
+def _quarantine_repeats(merged: Merged, where: dict[tuple[int, int], tuple[tuple[int, int], dedup.Repeat]]) -> None:
     """The blocks do not keep the text of rows, so the files with duplicates are read once more."""
     job = merged.job
-    for file in sorted({file for file, _ in where}):
-        for raw in files.rows(Path(job.paths[file]).expanduser()):
-            if (file, raw.row) in where:
-                other, row = where[file, raw.row]
-                rejected = Rejected("duplicate", f"the same as row {row} of {job.paths[other]}")
-                merged.duplicate_lines.append(quarantine_line(job.source, job.paths[file], raw.row, raw.text, rejected))
+    for file, wanted in sorted(Counter(file for file, _ in where).items()):
+        repeated = (each for each in raw.rows(job.paths[file]) if (file, each.row) in where)
+        for each in islice(repeated, wanted):
+            (other, row), repeat = where[file, each.row]
+            rejected = _rejection(repeat, f"row {row} of {job.paths[other]}")
+            merged.counts.rejected[rejected.reason] += 1
+            merged.repeat_lines.append(quarantine_line(job.source, job.paths[file], each.row, each.text, rejected))
 
 
-def write_quarantine(path: Path, sources: list[Merged]) -> None:
+def _rejection(repeat: dedup.Repeat, original: str) -> Rejected:
+    if repeat.is_exact:
+        return Rejected("duplicate", f"the same as {original}")
+    return Rejected("near_duplicate", f"about {repeat.share:.0%} the same as {original}")
+
+
+def write_quarantine(path: Path, sources: Iterable[Finished]) -> None:
     """quarantine.jsonl of all sources, in order of source, file and row."""
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as stream:
-        for merged in sources:
-            for line in merged.quarantine():
+        for source in sources:
+            for line in source.quarantine():
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
     temporary.replace(path)
 
@@ -103,41 +169,7 @@ def samples(merged: Merged) -> Iterator[tuple[Sample, bool]]:
         ends = np.cumsum(block["lengths"]).tolist()
         for row, end in enumerate(ends):
             start = end - int(block["lengths"][row])
-            if place not in merged.duplicates:
-                file, index = int(block["source_file"][row]), int(block["row"][row])
-                yield (
-                    Sample(block["ids"][start:end], block["mask"][start:end], file, index),
-                    bool(block["held_out"][row]),
-                )
+            if place not in merged.repeats:
+                origin = int(block["source_file"][row]), int(block["row"][row])
+                yield Sample(block["ids"][start:end], block["mask"][start:end], *origin), bool(block["held_out"][row])
             place += 1
-
-
-@dataclass(frozen=True)
-class Written:
-    entry: dict[str, Any]
-    """The source's entry in the MANIFEST."""
-    max_tokens: int
-    min_vocab: int
-
-
-def write_shards(merged: Merged, root: Path) -> Written:
-    """Write both splits of a source under ``root``; raises StorageError."""
-    folder = root / merged.job.source
-    writers = {name: SplitWriter(folder / name, root) for name in ("train", "validation")}
-    train = ((sample.input_ids, sample.loss_mask) for sample, held_out in samples(merged) if not held_out)
-    prefixes = find(train, seq_len=merged.job.seq_len)
-    for sample, held_out in samples(merged):
-        prefix, tokens = prefixes.of(sample.input_ids, sample.loss_mask)
-        writers["validation" if held_out else "train"].add(replace(sample, prefix=prefix, prefix_len=tokens))
-    counts = merged.counts
-    entry = {
-        "rows": counts.rows,
-        "rejected": dict(sorted(counts.rejected.items())),
-        "normalised": dict(sorted(counts.normalised.items())),
-        "found": dict(sorted(counts.found.items())),
-        "truncated": counts.truncated,
-        "splits": {name: writer.finish(prefixes.ids) for name, writer in writers.items()},
-    }
-    return Written(
-        entry, max(each.max_tokens for each in writers.values()), max(each.min_vocab for each in writers.values())
-    )

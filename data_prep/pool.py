@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import BadData, OutOfMemory
-from data_prep import files
+from data_prep import raw
 from data_prep.block import BLOCK_ROWS, Block, Job, block_file, process, read_outcome
 from data_prep.durable import commit
 from data_prep.files import RawRow
@@ -57,7 +57,7 @@ def process_source(
     """Make all blocks of a source; returns their number. ``limit``: only the first so many rows."""
     whole = Path(job.folder) / "whole.json"
     if whole.is_file():
-        progress.file_done(sum(Path(path).expanduser().stat().st_size for path in job.paths))
+        progress.file_done(sum(raw.size(name) for name in job.paths))
         return int(json.loads(whole.read_text()))
     Path(job.folder).mkdir(parents=True, exist_ok=True)
     submit, most = run
@@ -113,7 +113,6 @@ def _blocks(job: Job, limit: int | None, progress: Progress) -> Iterator[Block]:
 
 def _rows(job: Job, progress: Progress) -> Iterator[tuple[int, RawRow]]:
     for file, name in enumerate(job.paths):
-        path = Path(name).expanduser()
-        for raw in files.rows(path):
-            yield file, raw
-        progress.file_done(path.stat().st_size)
+        for each in raw.rows(name):
+            yield file, each
+        progress.file_done(raw.size(name))

@@ -1,9 +1,12 @@
 """Raw files -> a finished corpus: restartable at any point, the same for any number of processes, MANIFEST last.
 
-DIR/.lock                 held while a process prepares here
-DIR/.work/identity.json   what is being prepared; blocks of anything else are thrown away
-DIR/.work/NAME/000000.*   finished blocks (block.py)      -> collected, duplicates out, budget checked (merge.py)
-DIR/tokenizer/, DIR/NAME/train/shard-00000.arrow ...      -> then MANIFEST.json, then .work is removed
+DIR/.lock                     held while a process prepares here
+DIR/.work/NAME/identity.json  what source NAME is made of; blocks of anything else are thrown away, source by source
+DIR/.work/NAME/000000.*       finished blocks (block.py)      -> collected, duplicates out, budget checked (merge.py)
+DIR/tokenizer/, DIR/NAME/train/shard-00000.arrow ...          -> then MANIFEST.json, then .work is removed
+
+A source that a finished corpus in the same parent folder holds already is taken from there (reuse.py), so a new source,
+or a change of one, does not redo the others; the older corpus stays as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from rich.console import Console
 
 from conf.errors import BadData, CannotCreate, ConfigError, StorageError
 from conf.schema import RunConfig
-from data_prep import files, identity, merge, pool, vocabulary
+from data_prep import decontaminate, identity, merge, pool, raw, reuse, vocabulary
 from data_prep.block import Job
 from data_prep.clean import switches
 from data_prep.durable import commit, file_digest
@@ -63,27 +65,27 @@ def _check_finished(cfg: RunConfig, path: Path) -> None:
     manifest = read_manifest(path)
     asked = identity.identity(cfg)
     if manifest["config_sha256"] != identity.digest_of(asked):
-        lines = identity.differences(manifest["config"], asked)
-        raise ConfigError(
-            [f"data.prepared: {path} holds another corpus; name another folder, or delete it to prepare anew", *lines]
-        )
+        first = f"data.prepared: {path} holds another corpus; name another folder beside it (sources that are the same "
+        first += "are taken over from here), or delete it to prepare anew"
+        raise ConfigError([first, *identity.differences(manifest["config"], asked)])
     finished = (path / MANIFEST).stat().st_mtime
-    for name, entries in manifest["files"].items():
-        for entry in entries:
-            raw = Path(entry["path"]).expanduser()
-            if raw.is_file() and (changed := _change(raw, entry, finished)):
-                raise BadData(
-                    f"{raw} (data.sources.{name}.path) has changed since {path} was prepared from it ({changed}); "
-                    "restore it, or delete the corpus to prepare it anew."
-                )
+    named = [(f"data.sources.{name}.path", each) for name, entries in manifest["files"].items() for each in entries]
+    named += [("data.decontaminate.paths", each) for each in manifest.get("evaluation_files", ())]
+    for key, entry in named:
+        file = Path(entry["path"])
+        if file.is_file() and (changed := _change(file, entry, finished)):
+            raise BadData(
+                f"{file} ({key}) has changed since {path} was prepared from it ({changed}); "
+                "restore it, or delete the corpus to prepare it anew."
+            )
 
 
-def _change(raw: Path, entry: dict[str, Any], finished: float) -> str:
+def _change(file: Path, entry: dict[str, Any], finished: float) -> str:
     """How a raw file differs from its MANIFEST entry; its hash is taken only if it was touched since."""
-    status = raw.stat()
+    status = file.stat()
     if status.st_size != entry["bytes"]:
         return f"{entry['bytes']:,} bytes then, {status.st_size:,} now"
-    if status.st_mtime > finished and file_digest(raw) != entry["xxh3"]:
+    if status.st_mtime > finished and file_digest(file) != entry["xxh3"]:
         return "same size, other content"
     return ""
 
@@ -103,17 +105,6 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class _Raw:
-    """One raw file as it was found."""
-
-    name: str
-    path: Path
-    bytes: int
-    modified_ns: int
-    xxh3: str
-
-
 class _Preparation:
     """The stages, in order; what they share is here."""
 
@@ -127,20 +118,29 @@ class _Preparation:
 
     def run(self) -> None:
         self._refuse_foreign_files()
-        self.raw = {name: self._raw_files(name) for name in self.leaves}
-        self._open_work()
+        self.raw = {name: raw.find(str(leaf.path), f"data.sources.{name}.path") for name, leaf in self.leaves.items()}
+        self.evaluation = self._evaluation_files()
+        self.overlap = self._overlap()
         tokenizer = self._tokenizer()
         jobs = [self._job(name) for name in self.leaves]
-        merged = self._blocks(jobs)
+        identities = {job.source: self._identity(job, tokenizer.fingerprint) for job in jobs}
+        self._forget_other_sources()
+        reused = self._reused(identities)
+        for job in jobs:
+            self._open_work(job, identities[job.source])
+        merged = self._blocks([job for job in jobs if job.source not in reused])
         self._check_unchanged()
-        merge.write_quarantine(self.path / "quarantine.jsonl", merged)
-        self._check_budget(merged)
-        self._finish(merged, tokenizer)
+        sources: list[merge.Finished] = sorted([*merged, *reused.values()], key=lambda each: each.source)
+        merge.write_quarantine(self.path / reuse.QUARANTINE, sources)
+        self._check_budget(sources)
+        entries = {each.source: each.write(self.path) | {"identity": identities[each.source]} for each in sources}
+        self._write_timing(sorted(reused))
+        self._finish(entries, {job.source: job.template for job in jobs}, tokenizer)
 
     def _refuse_foreign_files(self) -> None:
         if "tokenizer" in self.leaves:
             raise ConfigError("data.sources.tokenizer: that name is taken by the corpus's tokenizer; choose another")
-        ours = {".lock", WORK, "tokenizer", "quarantine.jsonl"}
+        ours = {".lock", WORK, "tokenizer", reuse.QUARANTINE}
         found = {each.name for each in self.path.iterdir()} - ours
         if found and not self.work.is_dir():
             raise CannotCreate(
@@ -148,29 +148,64 @@ class _Preparation:
                 "name an empty or new folder."
             )
 
-    def _raw_files(self, name: str) -> list[_Raw]:
-        key = f"data.sources.{name}.path"
-        found = []
-        for each in files.find(str(self.leaves[name].path), key):
-            status = each.stat()
-            found.append(_Raw(str(each), each, status.st_size, status.st_mtime_ns, file_digest(each)))
-        return found
+    def _evaluation_files(self) -> list[raw.Raw]:
+        wanted = self.cfg.data.decontaminate
+        return [each for path in wanted.paths for each in raw.find(path, "data.decontaminate.paths")] if wanted else []
 
-    def _open_work(self) -> None:
-        """Keep finished blocks only if they are of the same config, the same raw files and the same tokenizer."""
-        files_now = {name: [(each.name, each.xxh3) for each in found] for name, found in self.raw.items()}
-        now = identity.digest_of({"identity": identity.identity(self.cfg), "files": files_now})
-        mark = self.work / "identity.json"
-        if not mark.is_file() or json.loads(mark.read_text()) != now:
-            for name in (*self.leaves, WORK, "tokenizer"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            self.work.mkdir(parents=True)
-            commit(mark, json.dumps(now).encode())
+    def _overlap(self) -> str | None:
+        """Folder of the index of the evaluation sets, made first if need be."""
+        wanted = self.cfg.data.decontaminate
+        if wanted is None:
+            return None
+        digest = identity.digest_of({"ngram": wanted.ngram, "files": _hashes(self.evaluation)})
+        folder = self.work / f".overlap-{digest[:16]}"
+        if not folder.is_dir():
+            decontaminate.build([each.name for each in self.evaluation], wanted.ngram, folder)
+        return str(folder)
 
     def _tokenizer(self) -> Tokenizer:
+        """The corpus's tokenizer; one of another config, or learnt from other rows, is thrown away."""
         jobs = [self._job(name) for name in self.leaves]
+        now: dict[str, Any] = identity.identity(self.cfg)["model"]
+        if now["tokenizer"]["reference"] == "train":
+            now |= {"rows": [self._identity(job, "") for job in jobs]}
+        self._keep_if(self.work / ".tokenizer.json", identity.digest_of(now), self.path / "tokenizer")
         chats = [f"data.sources.{job.source}.template" for job in jobs if job.template == "chat"]
         return vocabulary.provide(self.cfg, self.path / "tokenizer", jobs, chats)
+
+    def _identity(self, job: Job, fingerprint: str) -> str:
+        found = {"files": _hashes(self.raw[job.source]), "evaluation": _hashes(self.evaluation)}
+        return identity.source_identity(self.cfg, job.source, tokenizer=fingerprint, **found)
+
+    def _reused(self, identities: dict[str, str]) -> dict[str, reuse.Reused]:
+        """Sources that another corpus has already; raises BadData for a rejected row if none is allowed."""
+        found = reuse.find(self.path, identities)
+        for name, each in found.items():
+            self.console.print(f"{name}: the same as in {each.corpus}, taken over from there", highlight=False)
+            if self.cfg.data.on_bad_row == "fail" and each.rejected:
+                raise pool.bad_row(next(each.quarantine()))
+        return found
+
+    def _forget_other_sources(self) -> None:
+        """Throw away what an earlier attempt left of sources that the config no longer has."""
+        for folder in self.work.iterdir():
+            if folder.is_dir() and folder.name not in self.leaves and not folder.name.startswith("."):
+                shutil.rmtree(folder)
+                shutil.rmtree(self.path / folder.name, ignore_errors=True)
+
+    def _open_work(self, job: Job, now: str) -> None:
+        """Keep finished blocks of a source only if they are of the same settings, raw files and tokenizer."""
+        folder = Path(job.folder)
+        self._keep_if(folder / "identity.json", now, folder, self.path / job.source)
+
+    def _keep_if(self, mark: Path, now: str, *folders: Path) -> None:
+        """Throw ``folders`` away unless ``mark`` says that they belong to ``now``; then it does."""
+        if mark.is_file() and json.loads(mark.read_text()) == now:
+            return
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        commit(mark, json.dumps(now).encode())
 
     def _job(self, name: str) -> Job:
         leaf, data = self.leaves[name], self.cfg.data
@@ -178,11 +213,14 @@ class _Preparation:
             source=name,
             paths=tuple(each.name for each in self.raw[name]),
             format=str(leaf.format),
+            fields=leaf.fields,
             template=resolve(leaf.template, str(leaf.format)),
             validation_fraction=leaf.validation_fraction,
             seq_len=data.seq_len,
             truncate=data.over_length == "truncate_right",
             switches=self.switched,
+            overlap=self.overlap,
+            near_duplicates=data.near_duplicates,
             tokenizer=str(self.path / "tokenizer"),
             folder=str(self.work / name),
         )
@@ -195,35 +233,32 @@ class _Preparation:
             for job in jobs:
                 count = pool.process_source(job, self.leaves[job.source].rows, run, progress, stop_at_bad_row=fail)
                 merged.append(merge.collect(job, count))
-                if fail and merged[-1].duplicates:
+                if fail and merged[-1].repeats:
                     raise pool.bad_row(next(merged[-1].quarantine()))
         return merged
 
     def _check_unchanged(self) -> None:
-        for found in self.raw.values():
-            for each in found:
-                status = each.path.stat()
-                if (status.st_size, status.st_mtime_ns) != (each.bytes, each.modified_ns):
-                    raise BadData(f"{each.path} was changed while it was read; run the preparation again.")
+        for each in [*self.evaluation, *(each for found in self.raw.values() for each in found)]:
+            if each.is_changed():
+                raise BadData(f"{each.name} was changed while it was read; run the preparation again.")
 
-    def _check_budget(self, merged: list[merge.Merged]) -> None:
+    def _check_budget(self, sources: list[merge.Finished]) -> None:
         """Stop if a source lost more rows than allowed, or has none."""
         budget = self.cfg.data.bad_row_budget
-        for each in merged:
-            rows, lost = each.counts.rows, each.counts.rejected.total()
-            name = f"data.sources.{each.job.source}"
+        for each in sources:
+            rows, lost = each.rows, each.rejected.total()
+            name = f"data.sources.{each.source}"
             if rows == 0:
-                raise BadData(f"{name}: no rows in {', '.join(each.job.paths)}.")
+                raise BadData(f"{name}: no rows in {', '.join(found.name for found in self.raw[each.source])}.")
             if lost > budget * rows or lost == rows:
-                reasons = ", ".join(f"{reason} {count:,}" for reason, count in each.counts.rejected.most_common())
+                reasons = ", ".join(f"{reason} {count:,}" for reason, count in each.rejected.most_common())
                 raise BadData(
                     f"{name}: {lost:,} of {rows:,} rows ({lost / rows:.1%}) were rejected, over "
-                    f"data.bad_row_budget={budget}: {reasons}; see each of them in {self.path / 'quarantine.jsonl'}, "
+                    f"data.bad_row_budget={budget}: {reasons}; see each of them in {self.path / reuse.QUARANTINE}, "
                     "then mend the rows, change data.clean or data.seq_len, or raise the budget."
                 )
 
-    def _finish(self, merged: list[merge.Merged], tokenizer: Tokenizer) -> None:
-        written = {each.job.source: merge.write_shards(each, self.path) for each in merged}
+    def _finish(self, entries: dict[str, dict[str, Any]], templates: dict[str, str], tokenizer: Tokenizer) -> None:
         content = identity.identity(self.cfg)
         manifest = {
             "version": VERSION,
@@ -235,32 +270,42 @@ class _Preparation:
                 "eos_id": tokenizer.eos_id,
                 "pad_id": tokenizer.pad_id,
             },
-            "template": {each.job.source: each.job.template for each in merged},
+            "template": templates,
             "config_sha256": identity.digest_of(content),
             "config": content,
             "seq_len": self.cfg.data.seq_len,
-            "max_tokens": max(each.max_tokens for each in written.values()),
-            "min_vocab": max(each.min_vocab for each in written.values()),
-            "files": {
-                name: [{"path": each.name, "bytes": each.bytes, "xxh3": each.xxh3} for each in found]
-                for name, found in self.raw.items()
-            },
-            "sources": {name: each.entry for name, each in written.items()},
+            "max_tokens": max(each["max_tokens"] for each in entries.values()),
+            "min_vocab": max(each["min_vocab"] for each in entries.values()),
+            "files": {name: _as_entries(found) for name, found in self.raw.items()},
+            "evaluation_files": _as_entries(self.evaluation),
+            "sources": entries,
         }
         try:
-            self._write_timing()
             commit(self.path / MANIFEST, json.dumps(manifest, indent=1).encode())
         except OSError as error:
             raise StorageError(f"cannot write to {self.path}: {error.strerror or error}.") from error
         open_corpus(self.path)
         shutil.rmtree(self.work, ignore_errors=True)
 
-    def _write_timing(self) -> None:
+    def _write_timing(self, reused: list[str]) -> None:
         """What is true of this preparation but not of the corpus; the report takes it up."""
         content = {
             "command": identity.prepare_command(self.cfg, self.argv),
             "seconds": round(time.monotonic() - self.started, 2),
             "num_proc": self.cfg.data.num_proc,
+            "reused": reused,
             "processors": os.cpu_count(),
         }
-        commit(self.path / "preparation.json", json.dumps(content, indent=1).encode())
+        try:
+            commit(self.path / "preparation.json", json.dumps(content, indent=1).encode())
+        except OSError as error:
+            raise StorageError(f"cannot write to {self.path}: {error.strerror or error}.") from error
+
+
+def _hashes(found: list[raw.Raw]) -> list[tuple[str, str]]:
+    return [(each.name, each.xxh3) for each in found]
+
+
+def _as_entries(found: list[raw.Raw]) -> list[dict[str, Any]]:
+    """As the MANIFEST lists files."""
+    return [{"path": each.name, "bytes": each.bytes, "xxh3": each.xxh3} for each in found]

@@ -17,7 +17,7 @@ from rich.console import Console
 from conf.compose import config_from_argv
 from conf.errors import ConfigError, MissingInput, leave_with_code
 from conf.schema import RunConfig
-from data_prep import chat, files, identity, marks, tokenizer
+from data_prep import chat, files, identity, marks, raw, tokenizer
 from data_prep.clean import clean, switches
 from data_prep.conversation import Rejected
 from data_prep.report import sample_rows
@@ -68,12 +68,14 @@ def _made(cfg: RunConfig, words: Tokenizer, rows: int) -> Iterator[Shown]:
 def _usable(cfg: RunConfig, name: str, words: Tokenizer) -> Iterator[Shown]:
     leaf = identity.leaves(cfg.data.sources)[name]
     template, switched = resolve(leaf.template, str(leaf.format)), switches(cfg.data.clean)
-    for path in files.find(str(leaf.path), f"data.sources.{name}.path"):
-        for raw in files.rows(path):
+    read = reader(str(leaf.format), leaf.fields)
+    for found in raw.find(str(leaf.path), f"data.sources.{name}.path"):
+        for each in raw.rows(found.name):
             try:
-                cleaned = clean(reader(str(leaf.format))(files.parse(raw.text)), switched)
+                cleaned = clean(read(files.parse(each.text)), switched)
                 if cleaned.rejected is None:
-                    yield Shown(name, f"row {raw.row} of {path}", *chat.encode(cleaned.conversation, template, words))
+                    encoded = chat.encode(cleaned.conversation, template, words)
+                    yield Shown(name, f"row {each.row} of {found.name}", *encoded)
             except Rejected:
                 continue  # a preview shows what would be kept; preparation names the rest
 

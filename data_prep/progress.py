@@ -57,4 +57,5 @@ class Progress:
         elif now - self._printed >= PLAIN_EVERY_S:
             self._printed = now
             left = (now - self._start) * (self._total - done) / max(done, 1)
-            self._console.print(f"{source}: {rate}, about {left:.0f} s left", highlight=False)
+            # Nothing is known of a data set of the hub before its end.
+            self._console.print(f"{source}: {rate}" + (f", about {left:.0f} s left" if done else ""), highlight=False)

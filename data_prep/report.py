@@ -1,9 +1,10 @@
-"""What preparation did, in numbers: rows in and out by reason, lengths, supervised share, packing, longest rows."""
+"""What preparation did, in numbers: rows in and out by reason, lengths, supervised share, mixture, packing, longest."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.schema import RunConfig
-from data_prep.clean import RULES, WHOLE_CORPUS
+from data_prep.clean import RULES
 from data_prep.durable import commit
 from data_prep.shards import Corpus, Split, open_corpus
 from data_prep.stream import Stream
@@ -25,6 +26,14 @@ BARS = 24
 PACKED_SAMPLES = 200_000
 """Packing efficiency is measured on so many samples of the stream; it does not change beyond."""
 SAMPLES = 10
+LEVELS = "▁▂▃▄▅▆▇█"
+WHY = {rule.name: rule.why for rule in RULES} | {
+    "duplicate": "the same as an earlier row of its source",
+    "near_duplicate": "its three-word runs are nearly those of an earlier row of its source",
+    "contaminated": "it overlaps with a row of an evaluation set",
+    "over_length": "longer than data.seq_len",
+}
+DUPLICATES = "Duplicates are looked for within each source: a row that stands in two sources stays in both."
 
 
 def write(cfg: RunConfig, path: Path) -> dict[str, Any]:
@@ -56,6 +65,9 @@ def build(cfg: RunConfig, corpus: Corpus) -> dict[str, Any]:
         "packing": _packing(cfg, train),
         "longest": _longest(train),
         "held_out": {name: split.rows for name, split in validation.items()},
+        "duplicates": DUPLICATES,
+        "evaluation_files": corpus.manifest.get("evaluation_files", []),
+        "samples": [_origin(train[name], row) for name, row in chosen(train)],
     }
     return report
 
@@ -114,11 +126,22 @@ def _packing(cfg: RunConfig, train: dict[str, Split]) -> dict[str, Any]:
 
 def _longest(splits: dict[str, Split], most: int = 5) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for name, split in splits.items():
+    for split in splits.values():
         for row in np.argsort(split.lengths, kind="stable")[-most:].tolist():
-            file, index, _ = split.origin(row)
-            found.append({"source": name, "file": file, "row": index, "tokens": int(split.lengths[row])})
+            found.append(_origin(split, row))
     return sorted(found, key=lambda each: int(each["tokens"]), reverse=True)[:most]
+
+
+def _origin(split: Split, row: int) -> dict[str, Any]:
+    file, index, _ = split.origin(row)
+    return {"source": split.name, "file": file, "row": index, "tokens": int(split.lengths[row])}
+
+
+def chosen(train: dict[str, Split]) -> list[tuple[str, int]]:
+    """(source, row) of SAMPLES rows to look at, shared out evenly among the sources."""
+    rows = {name: sample_rows(split, SAMPLES) for name, split in train.items()}
+    turns = [(name, found[turn]) for turn in range(SAMPLES) for name, found in rows.items() if turn < len(found)]
+    return sorted(turns[:SAMPLES])
 
 
 def sample_rows(split: Split, count: int) -> list[int]:
@@ -143,24 +166,55 @@ def show(report: dict[str, Any], console: Console) -> None:
                 f"length mean {lengths['mean']:.1f}, p50 {lengths['p50']}, p99 {lengths['p99']}, max {lengths['max']}",
                 soft_wrap=True,
             )
+            console.print(f"  {_bars(lengths['histogram'])}", highlight=False)
         if source["truncated"]:
             console.print(f"  {source['truncated']:,} rows were cut at {report['seq_len']} tokens")
         if source["found"] or source["rejected"]:
             console.print(_dirt(source))
+    _show_whole(report, console)
+    timing = report["preparation"]
+    reused = timing.get("reused", [])
+    rows = sum(source["rows"] for name, source in report["sources"].items() if name not in reused)
+    console.print(f"{rows:,} rows in {timing['seconds']} s, {rows / max(timing['seconds'], 1e-3):,.0f} rows/s")
+    if reused:
+        console.print(f"taken over from corpora beside this one: {', '.join(reused)}", soft_wrap=True)
+
+
+def _show_whole(report: dict[str, Any], console: Console) -> None:
+    """What is about all sources together."""
     packing = report["packing"]
     if packing:
         console.print(
             f"packing at {report['seq_len']}: {packing['efficiency']:.3%} of {packing['rows']:,} rows is real"
         )
-    timing = report["preparation"]
-    rows = sum(source["rows"] for source in report["sources"].values())
-    console.print(f"{rows:,} rows in {timing['seconds']} s, {rows / max(timing['seconds'], 1e-3):,.0f} rows/s")
+        if len(packing["token_share"]) > 1:
+            shares = ", ".join(f"{name} {share:.1%}" for name, share in packing["token_share"].items())
+            console.print(f"share of the tokens drawn: {shares}", soft_wrap=True)
+    for each in report["longest"][:3]:
+        console.print(f"longest: {each['tokens']:,} tokens, row {each['row']} of {each['file']}", soft_wrap=True)
+    if any("duplicate" in source["found"] for source in report["sources"].values()):
+        console.print(DUPLICATES, soft_wrap=True)
+
+
+def _bars(histogram: dict[str, Any]) -> str:
+    """The histogram of lengths as one line."""
+    counts, edges = histogram["counts"], histogram["edges"]
+    tallest = max(counts)
+    # A bar with rows in it is never invisible.
+    heights = (-(-count * len(LEVELS) // tallest) for count in counts)
+    bars = "".join(LEVELS[height - 1] if height else " " for height in heights)
+    return f"{edges[0]:.0f} {bars} {edges[-1]:,.0f} tokens"
 
 
 def _dirt(source: dict[str, Any]) -> Table:
-    """One line per kind of dirt: in how many rows it was found, and what was done."""
-    reasons = {rule.name: rule.why for rule in RULES} | dict.fromkeys(WHOLE_CORPUS, "the same as an earlier row")
     table = Table("kind", "rows", "done", "why", box=None, padding=(0, 1), pad_edge=True)
+    for name, count, done in dirt(source):
+        table.add_row(name, f"{count:,}", done, WHY.get(name, ""))
+    return table
+
+
+def dirt(source: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
+    """Each kind of dirt in a source of the report: its name, in how many rows it was found, and what was done."""
     for name in sorted({*source["found"], *source["rejected"]}):
         count = source["found"].get(name, source["rejected"].get(name, 0))
         done = "counted only"
@@ -168,5 +222,4 @@ def _dirt(source: dict[str, Any]) -> Table:
             done = f"{source['rejected'][name]:,} to quarantine"
         elif name in source["normalised"]:
             done = f"{source['normalised'][name]:,} normalised"
-        table.add_row(name, f"{count:,}", done, reasons.get(name, ""))
-    return table
+        yield name, count, done

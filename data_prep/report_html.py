@@ -7,13 +7,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from data_prep import marks, tokenizer
-from data_prep.report import SAMPLES, sample_rows
+from data_prep.report import DUPLICATES, WHY, chosen, dirt
 from data_prep.shards import Corpus
 
 STYLE = (
-    "body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }"
-    "table { border-collapse: collapse; margin: .5em 0 } td, th { padding: .15em .8em; text-align: left;"
-    " border-bottom: 1px solid #ddd } td.n { text-align: right } rect { fill: #4a7ab5 }" + marks.STYLE
+    "body { font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }"
+    "h2 { margin: 1.6em 0 .4em; font-size: 1.25em } table { border-collapse: collapse; margin: .5em 0 }"
+    "td, th { padding: .15em .8em .15em 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }"
+    ".n { text-align: right; font-variant-numeric: tabular-nums } rect { fill: #4a7ab5 }"
+    ".note { color: #666; font-size: .85em; margin: .2em 0 } .side { display: flex; flex-wrap: wrap; gap: 2.5em }"
+    ".side > div { max-width: 30em } .side > table { flex: 1; min-width: 30em; align-self: start; margin: 0 }"
+    ".side td:not(:last-child) { white-space: nowrap }" + marks.STYLE
 )
 
 
@@ -27,21 +31,25 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = ["<tr>" + "".join(f"<th>{html.escape(each)}</th>" for each in head) + "</tr>"]
-    for row in rows:
-        lines.append("<tr>" + "".join(_cell(each) for each in row) + "</tr>")
+    """A table; a column of numbers is aligned to the right, its title with it."""
+    body = list(rows)
+    numeric = [isinstance(each, int | float) for each in body[0]] if body else [False] * len(head)
+    titles = (
+        f"<th{' class=n' if right else ''}>{html.escape(each)}</th>" for each, right in zip(head, numeric, strict=True)
+    )
+    lines = ["<tr>" + "".join(titles) + "</tr>", *("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in body)]
     return f"<table>{''.join(lines)}</table>"
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, int | float):
-        return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f'<td class="n">{value:,.3f}</td>'
-    return f"<td>{html.escape(str(value))}</td>"
+    if isinstance(value, float):  # a share
+        return f'<td class="n">{value:.1%}</td>'
+    return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f"<td>{html.escape(str(value))}</td>"
 
 
 def histogram(counts: Sequence[int], edges: Sequence[float]) -> str:
     """Bars of counts over lengths in tokens."""
-    tallest, width = max(counts) or 1, 24
+    tallest, width = max(counts) or 1, 18
     bars = "".join(
         f'<rect x="{place * width}" y="{100 - 100 * count / tallest:.1f}" width="{width - 2}" '
         f'height="{100 * count / tallest:.1f}"><title>{edges[place]:.0f}-{edges[place + 1]:.0f} tokens: {count:,} rows'
@@ -59,44 +67,64 @@ def page(report: dict[str, Any], corpus: Corpus) -> str:
 
 
 def _parts(report: dict[str, Any], corpus: Corpus) -> Iterator[str]:
-    packing = report["packing"]
     yield f"<p><code>{html.escape(report['preparation']['command'])}</code></p>"
-    if packing:
-        share = f"{packing['efficiency']:.3%} of {packing['rows']:,} rows is real"
-        yield f"<p>Packing at {report['seq_len']} tokens: {share}.</p>"
-        yield table(("source", "share of the tokens drawn"), packing["token_share"].items())
+    yield _overview(report)
+    if packing := report["packing"]:
+        rows = f"the {packing['rows']:,} rows that training draws first"
+        yield f"<p>Packing at {report['seq_len']:,} tokens: {packing['efficiency']:.3%} of {rows} is text.</p>"
+    yield f"<p>{DUPLICATES} Every row in quarantine stands in quarantine.jsonl with the reason.</p>"
+    if files := report["evaluation_files"]:
+        names = ", ".join(html.escape(each["path"]) for each in files)
+        yield f"<p>Rows that overlap with these evaluation sets were taken out: {names}.</p>"
     for name, source in report["sources"].items():
         yield from _source(name, source)
     yield "<h2>Longest rows</h2>"
-    rows = ((each["source"], each["file"], each["row"], each["tokens"]) for each in report["longest"])
-    yield table(("source", "file", "row", "tokens"), rows)
+    longest = ((each["source"], each["file"], each["row"], each["tokens"]) for each in report["longest"])
+    yield table(("source", "file", "row", "tokens"), longest)
     yield "<h2>Samples</h2><p>Targets are green and underlined; hover for token ids.</p>"
     yield from _samples(corpus)
 
 
-def _source(name: str, source: dict[str, Any]) -> Iterator[str]:
-    yield f"<h2>{html.escape(name)}</h2>"
-    kept, lengths = source["kept"], source["lengths"]
-    counts = [("rows in", source["rows"]), ("train", kept["train"]), ("validation", kept["validation"])]
-    counts += [("in quarantine", sum(source["rejected"].values())), ("cut at the right", source["truncated"])]
-    yield table(
-        ("what", "value"), [*counts, ("tokens", source["tokens"]), ("supervised share", source["supervised_share"])]
+def _overview(report: dict[str, Any]) -> str:
+    """One line per source."""
+    head = (
+        "source",
+        "template",
+        "rows in",
+        "train",
+        "validation",
+        "in quarantine",
+        "cut",
+        "tokens",
+        "targets",
+        "mixture",
     )
-    for title in ("rejected", "normalised", "flagged"):
-        if source[title]:
-            yield f"<h3>{title}</h3>" + table(("rule", "rows"), source[title].items())
-    if lengths:
-        yield "<h3>lengths</h3>" + histogram(lengths["histogram"]["counts"], lengths["histogram"]["edges"])
-        yield table(("measure", "tokens"), ((key, value) for key, value in lengths.items() if key != "histogram"))
+    shares = report["packing"].get("token_share", {})
+    lines = []
+    for name, source in report["sources"].items():
+        kept, lost = source["kept"], sum(source["rejected"].values())
+        rows = (source["rows"], kept["train"], kept["validation"], lost, source["truncated"], source["tokens"])
+        lines.append((name, source["template"], *rows, source["supervised_share"], shares.get(name, 0.0)))
+    note = "targets: share of the tokens that are trained on; mixture: share of the tokens that training draws"
+    return table(head, lines) + f"<p class=note>{note}</p>"
+
+
+def _source(name: str, source: dict[str, Any]) -> Iterator[str]:
+    yield f"<h2>{html.escape(name)}</h2><div class=side>"
+    if lengths := source["lengths"]:
+        shown = ", ".join(f"{key} {value:,.0f}" for key, value in lengths.items() if key != "histogram")
+        bars = histogram(lengths["histogram"]["counts"], lengths["histogram"]["edges"])
+        yield f"<div>{bars}<p class=note>tokens per training row: {shown}</p></div>"
+    if found := list(dirt(source)):
+        yield table(("kind", "rows", "done", "why"), [(*each, WHY.get(each[0], "")) for each in found])
+    yield "</div>"
 
 
 def _samples(corpus: Corpus) -> Iterator[str]:
     words = tokenizer.load(str(corpus.path / "tokenizer"))
     train = corpus.split("train")
-    each = max(1, SAMPLES // max(1, len(train)))
-    for name, split in train.items():
-        for row in sample_rows(split, each):
-            file, index, _ = split.origin(row)
-            yield f"<p>{html.escape(name)}: row {index} of {html.escape(file)}</p>"
-            ids, mask = split.tokens(row)
-            yield marks.to_html(ids.tolist(), mask.tolist(), words)
+    for name, row in chosen(train):
+        file, index, _ = train[name].origin(row)
+        yield f"<p>{html.escape(name)}: row {index} of {html.escape(file)}</p>"
+        ids, mask = train[name].tokens(row)
+        yield marks.to_html(ids.tolist(), mask.tolist(), words)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -276,9 +276,7 @@ def open_corpus(path: Path, *, verify: Literal["sizes", "hashes"] = "hashes", hi
     manifest = read_manifest(path, hint=hint)
     _check_vocabulary(path, manifest)
     for source in manifest["sources"].values():
-        for part in source["splits"].values():
-            for shard in part["shards"]:
-                _check(path / shard["file"], shard, hashes=verify == "hashes")
+        check_shards(path, source, hashes=verify == "hashes")
     return Corpus(path, manifest)
 
 
@@ -289,6 +287,13 @@ def _check_vocabulary(path: Path, manifest: dict[str, Any]) -> None:
             f"{path / MANIFEST} says that the largest token id is {largest}, and its tokenizer has ids below {size}: "
             "the samples were made with another tokenizer; prepare the corpus again."
         )
+
+
+def check_shards(path: Path, source: Mapping[str, Any], *, hashes: bool) -> None:
+    """Compare the shards of one source of the corpus at ``path`` with its MANIFEST entry; raises BadData."""
+    for part in source["splits"].values():
+        for shard in part["shards"]:
+            _check(path / shard["file"], shard, hashes=hashes)
 
 
 def _check(path: Path, shard: dict[str, Any], *, hashes: bool) -> None:

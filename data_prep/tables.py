@@ -57,7 +57,7 @@ def columnar(path: Path, stream: BinaryIO) -> Iterator[tuple[int, str]]:
     try:
         for batch in _parquet(stream) if path.suffix == ".parquet" else _arrow(stream):
             for values in _values(batch):
-                yield row, json.dumps(values, ensure_ascii=False, default=_foreign)
+                yield row, json.dumps(values, ensure_ascii=False, default=foreign)
                 row += 1
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())
@@ -89,7 +89,7 @@ def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
         try:
             yield from part.to_pylist()
         except UnicodeDecodeError:
-            # As bytes, so that only the rows with bad bytes are refused; see _foreign.
+            # As bytes, so that only the rows with bad bytes are refused; see foreign.
             text = [pa.types.is_string(each.type) or pa.types.is_large_string(each.type) for each in part.columns]
             columns = [
                 each.cast(pa.large_binary()) if is_text else each
@@ -98,7 +98,7 @@ def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
             yield from pa.RecordBatch.from_arrays(columns, part.schema.names).to_pylist()
 
 
-def _foreign(value: Any) -> Any:
+def foreign(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     return {"type": type(value).__name__, "value": str(value)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -14,12 +13,11 @@ from typing import Any
 import xxhash
 
 from conf.errors import BadData, ConfigError, MissingInput, Unavailable
-from data_prep import sentencepiece_model
+from data_prep import hub, sentencepiece_model
 from data_prep.conversation import Rejected
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 """Special tokens of a tokenizer that Corral trains."""
-HUB_TIMEOUT_S = 8.0
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -222,35 +220,15 @@ def _from_hub(name: str, revision: str | None) -> Any:
     try:
         return _auto(name, revision=revision, local_files_only=True)
     except (OSError, BadData):
-        _ask_hub(name, revision)
+        from huggingface_hub import HfApi
+
+        with hub.asking(name, "model.tokenizer", "it is not in the local cache either, so name a local folder"):
+            HfApi().model_info(name, revision=revision, timeout=hub.TIMEOUT_S)
     try:
         return _auto(name, revision=revision)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise Unavailable(f"model.tokenizer: cannot fetch the tokenizer of {name}: {reason}") from error
-
-
-def _ask_hub(name: str, revision: str | None) -> None:
-    from huggingface_hub import HfApi, get_session
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-
-    # The hub client's HTTP library changed names between versions (requests, httpx, httpx2); each has this class.
-    http_error: type[Exception] = sys.modules[type(get_session()).__module__.split(".")[0]].HTTPError
-    try:
-        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
-    except GatedRepoError as error:
-        raise Unavailable(
-            f"model.tokenizer: {name} is gated; accept its licence on the hub and log in (hf auth login)."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise MissingInput(
-            f"model.tokenizer: there is no folder {name} here, and no such (public) repository on the hub."
-        ) from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, http_error, OSError) as error:
-        raise Unavailable(
-            f"model.tokenizer: there is no folder {name} here, it is not in the local cache, and the hub cannot be "
-            f"reached ({type(error).__name__}); name a local folder."
-        ) from error
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, out_dir: Path) -> Tokenizer:

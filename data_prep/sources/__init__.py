@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from data_prep.conversation import Conversation
 
-Reader = Callable[[Mapping[str, Any]], Conversation]
+Reader = Callable[[dict[str, Any]], Conversation]
 
 
 def formats() -> tuple[str, ...]:
@@ -20,6 +20,12 @@ def formats() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
-def reader(name: str) -> Reader:
-    """The ``read`` function of format ``name`` (one of ``formats()``)."""
-    return cast(Reader, importlib.import_module(f"{__name__}.{name}").read)
+def reader(name: str, fields: Mapping[str, str] | None = None) -> Reader:
+    """The ``read`` function of format ``name`` (one of ``formats()``), for rows in which its fields have other names.
+
+    ``fields``: the row's name of each field that the format calls otherwise.
+    """
+    read = cast(Reader, importlib.import_module(f"{__name__}.{name}").read)
+    if not fields:
+        return read
+    return lambda row: read(row | {ours: row[theirs] for ours, theirs in fields.items() if theirs in row})

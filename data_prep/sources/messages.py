@@ -1,4 +1,7 @@
-"""OpenAI messages: ``{"messages": [{"role", "content", "tool_calls"?, "weight"?}, ...], "tools"?}``."""
+"""OpenAI messages: ``{"messages": [{"role", "content", "tool_calls"?, "weight"?}, ...], "tools"?}``.
+
+Older files have one ``function_call`` in a turn, ``functions`` beside the messages, and the role ``function``.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from data_prep.conversation import Conversation, Message, Rejected, Role, supervised_flag, text_field
+from data_prep.conversation import Conversation, Message, Rejected, Role, supervised_flag, text_field, tools_field
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -23,7 +26,7 @@ def read(row: Mapping[str, Any]) -> Conversation:
     turns = row.get("messages")
     if not isinstance(turns, list) or not turns:
         raise Rejected("missing_field", "'messages' is not a list with at least one message")
-    return Conversation(tuple(_message(turn) for turn in turns), _tools(row.get("tools")))
+    return Conversation(tuple(_message(turn) for turn in turns), tools_field(row.get("tools") or row.get("functions")))
 
 
 def _message(turn: Any) -> Message:
@@ -32,7 +35,9 @@ def _message(turn: Any) -> Message:
     role = text_field(turn, "role")
     if role not in ROLES:
         raise Rejected("unknown_role", f"{role!r}; known: {', '.join(ROLES)}")
-    calls = turn.get("tool_calls") or []
+    calls = turn.get("tool_calls") or [call for call in (turn.get("function_call"),) if call]
+    if not isinstance(calls, list):
+        raise Rejected("bad_tool_call", f"'tool_calls' is {type(calls).__name__}, not a list")
     content = _content(turn, optional=bool(calls))
     lines = ([content] if content else []) + [_call(call) for call in calls]
     return Message(ROLES[role], "\n".join(lines), supervised=supervised_flag(turn))
@@ -59,11 +64,3 @@ def _call(call: Any) -> str:
         except ValueError as error:
             raise Rejected("bad_tool_call", f"arguments are not JSON: {error}") from error
     return json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
-
-
-def _tools(value: Any) -> str | None:
-    if value is None or value == [] or value == "":
-        return None
-    if isinstance(value, str):
-        return None if value.strip() in ("", "[]") else value
-    return json.dumps(value, ensure_ascii=False)

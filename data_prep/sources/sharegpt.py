@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from data_prep.conversation import Conversation, Message, Rejected, Role, supervised_flag, text_field
+from data_prep.conversation import Conversation, Message, Rejected, Role, supervised_flag, text_field, tools_field
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -35,8 +35,7 @@ def read(row: Mapping[str, Any]) -> Conversation:
     system = text_field(row, "system", optional=True)
     if system:
         messages.insert(0, Message("system", system))
-    tools = text_field(row, "tools", optional=True).strip()
-    return Conversation(tuple(messages), None if tools in ("", "[]") else tools)
+    return Conversation(tuple(messages), tools_field(row.get("tools")))
 
 
 def _message(turn: Any) -> Message:

@@ -94,6 +94,10 @@ def test_integers_do_where_numbers_are_wanted() -> None:
             ),
         ),
         ({"zero.stage": 4}, "zero.stage: got 4 (integer); allowed: 0, 1, 2, 3"),
+        (
+            {"data.near_duplicates": 2},
+            "data.near_duplicates: got 2 (integer); allowed: a number >= 0.5 and <= 0.95, or null",
+        ),
         ({"zero.stage": True}, "zero.stage: got true (boolean); allowed: 0, 1, 2, 3"),
         ({"seed": -1}, "seed: got -1 (integer); allowed: an integer >= 0"),
         ({"seed": True}, "seed: got true (boolean); allowed: an integer >= 0"),
@@ -125,7 +129,7 @@ def test_integers_do_where_numbers_are_wanted() -> None:
             {"data.sources.a.formt": "x"},
             (
                 "data.sources.a.formt: unknown key; did you mean data.sources.a.format? (keys here: format, "
-                "path, template, validation_fraction, rows, max_epochs, weight, rate, sources)"
+                "path, fields, template, validation_fraction, rows, max_epochs, weight, rate, sources)"
             ),
         ),
         (

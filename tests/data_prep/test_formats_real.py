@@ -16,6 +16,9 @@ import pytest
 from conf.errors import BadData
 from data_prep import files, sources
 from data_prep.conversation import Conversation, Rejected
+from data_prep.prepare import prepare
+from data_prep.tokenizer import load
+from tests.data_prep.made import CHATML, config
 
 Real = Callable[[str], Path]
 
@@ -64,6 +67,47 @@ def test_p3_rows_lose_only_the_end_mark(real_data: Real) -> None:
     kept, refused = read_all(real_data("t0_sf/t0_sf_sample.jsonl.gz"), "p3")
     assert (len(kept), refused) == (5160, {})
     assert not any("<|endoftext|>" in each.messages[1].content for each in kept)
+
+
+# Format and files of every set of instructions that the tests above do not read; what is refused, by source.
+WHOLE_SETS: dict[str, tuple[str, str, dict[str, str], dict[str, int]]] = {
+    "alpaca_zh": ("alpaca", "alpaca_zh", {}, {"empty_output": 4, "nooutput_marker": 1}),
+    "alpaca_eval": ("alpaca", "eval_instructions", {}, {"empty_output": 1}),
+    "vicuna": ("sharegpt", "chat/dummy_conversation.json.gz", {}, {}),
+    "glaive": ("sharegpt", "chat/glaive_toolcall_en_demo.json.gz", {}, {"duplicate": 35, "over_length": 1}),
+    "gsm8k": ("prompt_completion", "gsm8k", {"prompt": "question", "completion": "answer"}, {}),
+    "dolly": ("alpaca", "dolly", {}, {"duplicate": 2, "over_length": 2}),
+    "codealpaca": ("alpaca", "codealpaca", {}, {"empty_output": 2}),
+    "gpteacher": ("alpaca", "gpteacher", {}, {}),
+    "wikidoc": ("alpaca", "medical/medical_meadow_wikidoc_patient.json.gz", {}, {"duplicate": 92, "over_length": 1}),
+    "t0": ("p3", "t0_sf", {}, {"control_char": 2, "duplicate": 59, "over_length": 91}),
+}
+
+
+@pytest.mark.slow
+def test_every_set_of_instructions_is_prepared_with_explained_rejections(tmp_path: Path, real_data: Real) -> None:
+    words = load(str(real_data("tokenizers/gpt2")))
+    words.hf.chat_template = CHATML
+    words.save(tmp_path / "words")
+    leaves = {
+        name: {"format": kind, "path": str(real_data(path)), "fields": fields}
+        for name, (kind, path, fields, _) in WHOLE_SETS.items()
+    }
+    cfg = config(leaves, tmp_path / "corpus", model={"tokenizer": str(tmp_path / "words")}, seq_len=2048)
+    manifest = json.loads((prepare(cfg, argv=[]) / "MANIFEST.json").read_text())
+    found = {name: entry["rejected"] for name, entry in manifest["sources"].items()}
+    assert found == {name: refused for name, (*_, refused) in WHOLE_SETS.items()}
+    assert {name: entry["rows"] for name, entry in manifest["sources"].items()} == {
+        "alpaca_zh": 3247, "alpaca_eval": 553, "vicuna": 500, "glaive": 300, "gsm8k": 8792,
+        "dolly": 2017, "codealpaca": 6552, "gpteacher": 5542, "wikidoc": 5942, "t0": 5160,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["chat/mt_bench_question.jsonl.gz", "alpaca/seed_tasks.jsonl.gz"])
+def test_questions_without_answers_are_refused_by_name(path: str, real_data: Real) -> None:
+    for kind in ("alpaca", "messages", "sharegpt", "prompt_completion"):
+        kept, refused = read_all(real_data(path), kind)
+        assert (kept, set(refused)) == ([], {"missing_field"})
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,15 @@ import pytest
 
 from conf.compose import compose
 from conf.errors import ConfigError
-from data_prep.identity import corpus_digest, corpus_path, differences, identity, leaves, prepare_command
+from data_prep.identity import (
+    corpus_digest,
+    corpus_path,
+    differences,
+    identity,
+    leaves,
+    prepare_command,
+    source_identity,
+)
 from tests.data_prep.made import config
 
 LEAF = {"format": "alpaca", "path": "a.json"}
@@ -30,13 +38,23 @@ def digest(leaf: dict[str, Any] | None = None, model: dict[str, Any] | None = No
         {"template": "plain"},
         {"validation_fraction": 0.1},
         {"rows": 5},
+        {"fields": {"output": "response"}},
     ],
 )
 def test_what_a_source_is_changes_the_digest(leaf: dict[str, Any]) -> None:
     assert digest(leaf) != digest()
 
 
-@pytest.mark.parametrize("data", [{"seq_len": 64}, {"over_length": "truncate_right"}, {"clean": {"na_output": True}}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"seq_len": 64},
+        {"over_length": "truncate_right"},
+        {"clean": {"na_output": True}},
+        {"near_duplicates": 0.8},
+        {"decontaminate": {"paths": ["e.json"]}},
+    ],
+)
 def test_data_settings_that_change_the_corpus(data: dict[str, Any]) -> None:
     assert digest(**data) != digest()
 
@@ -70,6 +88,16 @@ def test_what_only_the_stream_or_the_machine_uses_does_not() -> None:
         assert digest(**data) == digest()
 
 
+def test_a_source_has_an_identity_of_its_own() -> None:
+    def of(leaves: dict[str, Any], name: str = "a", **data: Any) -> str:
+        return source_identity(config(leaves, NOWHERE, **data), name, files=[])
+
+    assert of({"a": LEAF}) == of({"a": {**LEAF, "weight": 2.0}, "b": LEAF})
+    assert (
+        len({of({"a": LEAF}), of({"b": LEAF}, "b"), of({"a": {**LEAF, "rows": 5}}), of({"a": LEAF}, seq_len=64)}) == 4
+    )
+
+
 def test_leaves_are_dotted_and_nested_digest_follows(tmp_path: Path) -> None:
     cfg = config({"cot": {"weight": 1.0, "sources": {"x": LEAF, "y": {"sources": {"z": LEAF}}}}, "b": LEAF}, tmp_path)
     assert list(leaves(cfg.data.sources)) == ["cot.x", "cot.y.z", "b"]
@@ -101,11 +129,14 @@ def test_no_tokenizer_at_all_is_a_config_error() -> None:
 
 def test_the_command_means_the_same_corpus(tmp_path: Path) -> None:
     leaf = {**LEAF, "path": "my data/*.json", "validation_fraction": 0.25, "rows": 7, "template": "plain"}
+    leaf["fields"] = {"input": "the context"}
     cfg = config(
         {"x": leaf, "y": {"sources": {"z": LEAF}}},
         tmp_path / "c",
         clean={"na_output": True},
         over_length="truncate_right",
+        near_duplicates=0.8,
+        decontaminate={"paths": ["my tests/*.jsonl", "hf://datasets/openai/gsm8k:main/test"], "ngram": 8},
     )
     words = shlex.split(prepare_command(cfg))
     assert words[:3] == ["python", "-m", "data_prep"]

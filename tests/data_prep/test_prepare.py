@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
 import signal
@@ -132,13 +133,18 @@ def test_several_sources_files_and_formats(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_same_corpus_for_any_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_json(tmp_path / "rows.json", dirty_rows())
+    held = {"instruction": "Name the sea east of the island where the old lighthouse stood for years.", "output": "No."}
+    near = [{"instruction": "Repeat number 3.", "output": f"{row['output']} again"} for row in alpaca_rows(9)[3:4]]
+    path = write_json(tmp_path / "rows.json", [*dirty_rows(), held, *near, *near])
+    options = {"near_duplicates": 0.5, "decontaminate": {"paths": [str(write_json(tmp_path / "eval.json", [held]))]}}
     found = []
     for count in (1, 3):
-        cfg = config({"a": leaf(path, validation_fraction=0.2)}, tmp_path / f"corpus-{count}", num_proc=count)
+        source = leaf(path, validation_fraction=0.2)
+        cfg = config({"a": source}, tmp_path / f"corpus-{count}", num_proc=count, **options)
         found.append(digests(prepare(cfg, argv=[])))
     assert found[0] == found[1]
     assert len(found[0]) >= 6
+    assert {"contaminated", "near_duplicate"} <= {line["reason"] for line in quarantine(tmp_path / "corpus-3")}
 
 
 def test_split_is_by_prompt_whatever_the_order(tmp_path: Path) -> None:
@@ -362,9 +368,14 @@ def test_the_whole_real_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(pool, "BLOCK_ROWS", 2048)
     sources = {"alpaca": leaf(REAL / "alpaca/alpaca_data.json.gz", validation_fraction=0.01)}
     model = {"tokenizer": str(REAL / "tokenizers/gpt2")}
-    corpus = prepared(config(sources, tmp_path / "c", model=model, seq_len=2048, bad_row_budget=0.05))
+    corpus = prepared(config(sources, tmp_path / "c", model=model, seq_len=512, bad_row_budget=0.05))
     entry = corpus.manifest["sources"]["alpaca"]
     kept = sum(part["rows"] for part in entry["splits"].values())
     assert entry["rows"] == 52_002 == kept + len(quarantine(corpus.path))
-    assert entry["rejected"] == {"control_char": 2, "empty_output": 28, "nooutput_marker": 53, "separator_leak": 13}
-    assert corpus.manifest["max_tokens"] == 1510
+    dirt = {"control_char": 2, "empty_output": 28, "nooutput_marker": 53, "separator_leak": 13}
+    listed = json.loads(gzip.decompress((REAL / "alpaca/alpaca_dirty_rows.json.gz").read_bytes()))
+    lines = quarantine(corpus.path)
+    long = {line["row"] for line in lines if line["reason"] == "over_length"}
+    assert entry["rejected"] == dirt | {"over_length": len(long)}
+    other = {line["row"] for line in lines if line["reason"] != "over_length"}
+    assert long == set(listed["over_512_tokens_gpt2"]) - other

@@ -56,6 +56,26 @@ def test_report_adds_up(folder: Path) -> None:
     assert found["preparation"]["command"] == "python -m data_prep data=test"
 
 
+def test_shares_samples_and_duplicates_of_several_sources(tmp_path: Path) -> None:
+    leaves = {}
+    for name, count in (("a", 60), ("b", 30), ("c", 2)):
+        rows = [{"instruction": f"{name} {row}?", "output": "red " * (row % 5 + 1)} for row in range(count)]
+        leaves[name] = {"format": "alpaca", "path": str(write_json(tmp_path / f"{name}.json", [*rows, rows[0]]))}
+    cfg = config(leaves, tmp_path / "corpus")
+    found = report.write(cfg, prepare(cfg, argv=[]))
+    assert sum(found["packing"]["token_share"].values()) == pytest.approx(1.0)
+    assert [each["source"] for each in found["samples"]] == [*"aaaabbbbcc"]
+    assert [source["rejected"] for source in found["sources"].values()] == [{"duplicate": 1}] * 3
+    assert page(tmp_path / "corpus/report.html").classes.count("sample") == 10
+    console = Console(record=True, width=160)
+    report.show(found, console)
+    shown = console.export_text()
+    assert "share of the tokens drawn: a " in shown
+    assert "within each source" in shown
+    assert f"row {found['longest'][0]['row']} of {found['longest'][0]['file']}" in shown
+    assert any(level in shown for level in report.LEVELS)
+
+
 def test_report_on_a_terminal_names_each_kind(folder: Path) -> None:
     console = Console(record=True, width=160)
     report.show(json.loads((folder / "corpus/report.json").read_text()), console)

@@ -70,6 +70,33 @@ def test_messages_parts_tool_calls_and_weight() -> None:
     assert json.loads(found.tools or "") == [{"name": "f"}]
 
 
+def test_older_spellings_of_tools() -> None:
+    row = {
+        "functions": [{"name": "f"}],
+        "messages": [
+            {"role": "user", "content": "Go"},
+            {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+            {"role": "function", "name": "f", "content": "1"},
+            {"role": "assistant", "content": "Gone", "function_call": None, "tool_calls": None},
+        ],
+    }
+    found = sources.reader("messages")(row)
+    assert [message.role for message in found.messages] == ["user", "assistant", "tool", "assistant"]
+    assert json.loads(found.messages[1].content) == {"name": "f", "arguments": {}}
+    assert found.messages[3].content == "Gone"
+    assert json.loads(found.tools or "") == [{"name": "f"}]
+    shared = {"tools": [{"name": "f"}], "conversations": [{"from": "gpt", "value": "x"}]}
+    assert sources.reader("sharegpt")(shared).tools == '[{"name": "f"}]'
+
+
+def test_rows_whose_fields_have_other_names() -> None:
+    dolly = {"instruction": "Add.", "context": "1 2", "response": "3", "category": "x"}
+    read = sources.reader("alpaca", {"input": "context", "output": "response"})
+    assert read(dolly).messages == (Message("user", "Add.", context="1 2"), Message("assistant", "3"))
+    with pytest.raises(Rejected, match="missing_field: no 'output' among context, input, instruction"):
+        read({"instruction": "Add.", "context": "1 2"})
+
+
 @pytest.mark.parametrize(
     ("kind", "row", "reason"),
     [
@@ -85,6 +112,7 @@ def test_messages_parts_tool_calls_and_weight() -> None:
         ("messages", {}, "missing_field"),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "non_text_content"),
         ("messages", {"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "bad_tool_call"),
+        ("messages", {"messages": [{"role": "assistant", "tool_calls": {"name": "f"}}]}, "bad_tool_call"),
     ],
 )
 def test_refused_by_name(kind: str, row: dict[str, Any], reason: str) -> None:
