@@ -24,6 +24,8 @@ RAW: dict[str, Any] = {
     **{section: {} for section in ("evaluation", "tracker", "compute", "cluster")},
 }
 
+METHODS = "full, lora, ia3, prompt, prefix, bottleneck"
+
 
 def changed(changes: dict[str, Any]) -> dict[str, Any]:
     raw = copy.deepcopy(RAW)
@@ -110,12 +112,12 @@ def test_integers_do_where_numbers_are_wanted() -> None:
                 "false without quotes"
             ),
         ),
-        ({"tuning": {"method": "lroa"}}, "tuning.method: got 'lroa' (text); allowed: full, lora"),
+        ({"tuning": {"method": "lroa"}}, f"tuning.method: got 'lroa' (text); allowed: {METHODS}"),
         (
             {"tuning": {"method": False}},
-            "tuning.method: got false (boolean); allowed: full, lora; yaml reads no/off/false as a boolean: quote it",
+            f"tuning.method: got false (boolean); allowed: {METHODS}; yaml reads no/off/false as a boolean: quote it",
         ),
-        ({"tuning": {}}, "tuning.method: missing; it needs full, lora"),
+        ({"tuning": {}}, f"tuning.method: missing; it needs {METHODS}"),
         (
             {"tuning": {"method": "lora", "targets": 3}},
             "tuning.targets: got 3 (integer); allowed: a list, each text, or family",
