@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from conf.errors import MissingInput
+from conf.methods import PrefixTuning, PromptTuning, Tuning
+from train import tuning
+from train.models import family
 from train.tuning import bottleneck
 
 WHOLE, PEFT = "config.json", "adapter_config.json"
+VIRTUAL: dict[str, Callable[[int], Tuning]] = {
+    "PROMPT_TUNING": partial(PromptTuning, "prompt"),
+    "PREFIX_TUNING": partial(PrefixTuning, "prefix"),
+}
+"""The method by PEFT's name of it."""
 
 
 def is_model(folder: Path) -> bool:
@@ -44,6 +57,21 @@ def with_adapter(model: Any, folder: Path) -> Any:
     """``model``, the base, with the adapter of ``folder``."""
     if (folder / bottleneck.CONFIG).is_file():
         return bottleneck.load(model, folder)
+    made = json.loads((folder / PEFT).read_text())
+    if made["peft_type"] in VIRTUAL:
+        return with_virtual_tokens(model, made, load_file(folder / "adapter_model.safetensors")["prompt_embeddings"])
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, str(folder))
+
+
+def with_virtual_tokens(model: Any, made: Mapping[str, Any], values: torch.Tensor) -> Any:
+    """By our own hooks: ``generate`` of PEFT 0.21 fails on virtual tokens of several families in transformers 5."""
+    method: Tuning = VIRTUAL[made["peft_type"]](made["num_virtual_tokens"])
+    tuned = tuning.apply(model, method, family(model.config.model_type), seed=0)
+    (weight,) = tuning.trainable(tuned).values()
+    if weight.shape != values.shape:
+        raise ValueError(f"virtual tokens of shape {list(values.shape)}, where the base takes {list(weight.shape)}")
+    with torch.no_grad():
+        weight.copy_(values)
+    return tuned

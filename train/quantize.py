@@ -1,4 +1,4 @@
-"""The frozen base in 4 bits (QLoRA, Dettmers et al. 2023, section 3): NF4, with quantization constants quantized too."""
+"""The frozen base in 4 bits (QLoRA, Dettmers et al. 2023, section 3): NF4, its constants quantized too."""
 
 from __future__ import annotations
 

@@ -41,18 +41,28 @@ def values(model: nn.Module) -> torch.Tensor:
     return found
 
 
-def is_first(kwargs: dict[str, Any]) -> bool:
-    """True unless this call continues from a cache, in which the virtual tokens already are."""
+def seen(kwargs: dict[str, Any]) -> int:
+    """How many tokens are in the cache that this call continues from; the virtual ones are among them.
+
+    0 without ``use_cache``: ``generate`` then passes whole rows, and the cache of a prefix back with them.
+    """
     cache = kwargs.get("past_key_values")
-    return cache is None or cache.get_seq_length() == 0
+    return 0 if cache is None or kwargs.get("use_cache") is False else int(cache.get_seq_length())
 
 
-def masked(kwargs: dict[str, Any]) -> torch.Tensor:
-    """The mask [B, L]. Raises InternalError for packed rows: they have none, and no place before every sample."""
+def masked(model: nn.Module, kwargs: dict[str, Any]) -> torch.Tensor:
+    """The mask [B, L] of a forward pass, L with what is in the cache but for virtual tokens.
+
+    ``generate`` leaves it out where nothing is padded. Raises InternalError for packed rows: there is no place before
+    every sample.
+    """
     mask: torch.Tensor | None = kwargs.get("attention_mask")
-    if mask is None:
-        raise InternalError("virtual tokens need padded rows with a mask; use data.pack=none and attention=sdpa")
-    return mask
+    if kwargs.get("cu_seq_lens_q") is not None or (mask is not None and mask.dim() != 2):
+        raise InternalError("virtual tokens need padded rows of one sample; use data.pack=none and attention=sdpa")
+    if mask is not None:
+        return mask
+    rows, length = kwargs["input_ids"].shape
+    return kwargs["input_ids"].new_ones(rows, length + max(0, seen(kwargs) - taken(model)))
 
 
 def no_plain_model(method: str) -> ConfigError:

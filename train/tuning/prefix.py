@@ -50,11 +50,11 @@ def _fill_cache(
     from transformers import DynamicCache
 
     layers, heads, size = geometry
-    prefix, mask, changed = _virtual.values(model), _virtual.masked(kwargs), dict(kwargs)
+    prefix, mask, changed = _virtual.values(model), _virtual.masked(model, kwargs), dict(kwargs)
     changed["attention_mask"] = torch.cat([mask.new_ones(len(mask), len(prefix)), mask], 1)
     if kwargs.get("position_ids") is not None:
         changed["position_ids"] = kwargs["position_ids"] + len(prefix)
-    if _virtual.is_first(kwargs):
+    if not _virtual.seen(kwargs):
         cache = DynamicCache()
         both_N2KVD = prefix.view(len(prefix), layers, 2, heads, size).permute(1, 2, 3, 0, 4)
         for layer, (keys, values) in enumerate(both_N2KVD):

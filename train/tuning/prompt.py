@@ -39,13 +39,13 @@ def _prepend(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
     The tokens go between the padding on the left, if there is any, and the sample, so that the distances are those of
     a row without padding (a sliding window counts them).
     """
-    prompt_VH, mask = _virtual.values(model), _virtual.masked(kwargs)
+    prompt_VH, mask = _virtual.values(model), _virtual.masked(model, kwargs)
     order, changed = _order(mask, len(prompt_VH)), dict(kwargs)
     changed["attention_mask"] = torch.cat([mask.new_ones(len(mask), len(prompt_VH)), mask], 1).gather(1, order)
     positions = kwargs.get("position_ids")
     if positions is not None:
         changed["position_ids"] = positions + len(prompt_VH)
-    if not _virtual.is_first(kwargs):
+    if _virtual.seen(kwargs):
         return args, changed
     sample_BLH = model.get_input_embeddings()(changed.pop("input_ids"))
     both = torch.cat([prompt_VH.to(sample_BLH.dtype).expand(len(mask), -1, -1), sample_BLH], 1)
@@ -57,7 +57,7 @@ def _prepend(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
 
 
 def _order(mask: torch.Tensor, count: int) -> torch.Tensor:
-    """[B, V + L]: for each place, which of [virtual tokens, row] stands there: left padding, virtual tokens, the rest."""
+    """[B, V + L]: which of [virtual tokens, row] stands where: left padding, virtual tokens, the rest."""
     padding = (mask.cumsum(1) == 0).sum(1, keepdim=True)
     place = torch.arange(count + mask.shape[1], device=mask.device).expand(len(mask), -1)
     moved = torch.where(place < padding, place + count, place - padding)
