@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from conf.schema import LoraTuning, RunConfig
+from conf.schema import FullTuning, RunConfig
 from data_prep.shards import Split
 from data_prep.stream import GlobalStep
-from train.models import family
+from train.adapters import matrix_elements
 from train.parameters import Shape, shape_of
 
 # Dense matrix FLOP/s of one device by the first part of its name that fits, from the vendors' data sheets.
@@ -58,13 +58,15 @@ def step_flops(model_config: Mapping[str, Any], plan: GlobalStep, splits: Sequen
         [np.asarray(split.lengths)[samples[samples[:, 0] == source, 1]] for source, split in enumerate(splits)]
     ).astype(np.float64)
     head_positions = plan.targets if cfg.compute.targets_only_head and cfg.data.pack == "exact" else plan.tokens
+    shape = shape_of(model_config)
     return training_flops(
-        shape_of(model_config),
+        shape,
         positions=float(lengths.sum()),
         pairs=float((lengths * (lengths + 1) / 2).sum()),
         head_positions=float(head_positions),
-        adapter=adapter_elements(model_config, cfg),
-        full=cfg.tuning.method == "full",
+        adapter=matrix_elements(cfg.tuning, shape),
+        # Which matrices a pattern freezes is not looked up here: all earn as frozen ones do, so MFU is not flattered.
+        full=isinstance(cfg.tuning, FullTuning) and not cfg.tuning.freeze,
     )
 
 
@@ -85,11 +87,3 @@ def training_flops(
 def attention_width(shape: Shape) -> int:
     """Heads times head size: the outputs of the query projection, or the width of the model where it is fused."""
     return next((linear.outputs for linear in shape.linears if linear.name == "q_proj"), shape.hidden)
-
-
-def adapter_elements(model_config: Mapping[str, Any], cfg: RunConfig) -> int:
-    """Trained elements of the adapters; 0 in full tuning."""
-    if not isinstance(cfg.tuning, LoraTuning):
-        return 0
-    named = family(model_config["model_type"]).lora_targets if cfg.tuning.targets == "family" else cfg.tuning.targets
-    return shape_of(model_config).adapters(cfg.tuning.rank, list(named))

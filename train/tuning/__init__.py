@@ -13,7 +13,8 @@ from types import ModuleType
 
 from torch import nn
 
-from conf.methods import PrefixTuning, PromptTuning, Tuning
+from conf.methods import Tuning
+from train.adapters import virtual_tokens
 from train.models import Family
 from train.tuning._virtual import taken
 
@@ -57,8 +58,3 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     The names depend on the model and the tuning only, never on ranks, ZeRO stage or recomputation.
     """
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def virtual_tokens(tuning: Tuning) -> int:
-    """How many positions the method puts before every sample; such a method needs padded rows of one sample."""
-    return tuning.virtual_tokens if isinstance(tuning, PromptTuning | PrefixTuning) else 0

@@ -23,8 +23,8 @@ def attach(model: nn.Module, start: torch.Tensor) -> None:
     """Freeze ``model`` and give it an embedding that begins as ``start`` [V, width], the only one that is trained."""
     model.requires_grad_(False)
     first = next(model.parameters())
-    weight = start.to(first.device, first.dtype)
-    model.add_module(NAME, nn.Embedding(*weight.shape, _weight=weight))
+    count, width = start.shape
+    model.add_module(NAME, nn.Embedding(count, width, _weight=start.to(first.device, first.dtype)))
 
 
 def taken(model: nn.Module) -> int:
@@ -61,8 +61,8 @@ def masked(model: nn.Module, kwargs: dict[str, Any]) -> torch.Tensor:
         raise InternalError("virtual tokens need padded rows of one sample; use data.pack=none and attention=sdpa")
     if mask is not None:
         return mask
-    rows, length = kwargs["input_ids"].shape
-    return kwargs["input_ids"].new_ones(rows, length + max(0, seen(kwargs) - taken(model)))
+    ids: torch.Tensor = kwargs["input_ids"]
+    return ids.new_ones(len(ids), ids.shape[1] + max(0, seen(kwargs) - taken(model)))
 
 
 def no_plain_model(method: str) -> ConfigError:
