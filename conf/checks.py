@@ -146,6 +146,16 @@ def _adapters(cfg: RunConfig) -> Iterator[Finding]:
             f"optim.weight_decay: {cfg.optim.weight_decay} would pull the factors of tuning=ia3 to 0, where 1 is no "
             "change; use optim.weight_decay=0",
         )
+    if (
+        getattr(cfg.tuning, "variant", "plain") == "dora"
+        and getattr(cfg.tuning, "dropout", 0.0)
+        and cfg.zero.stage == 3
+    ):
+        yield Finding(
+            ("tuning.dropout", "tuning.variant", "zero.stage"),
+            f"tuning.dropout: {getattr(cfg.tuning, 'dropout', 0.0)} makes dora multiply by the base's weights a second "
+            "time, which zero=3 has not gathered for that; use tuning.dropout=0, or zero=2",
+        )
     if quantize != "none" and cfg.zero.stage == 3:
         yield Finding(
             ("tuning.quantize", "zero.stage"),

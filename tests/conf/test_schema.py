@@ -174,6 +174,24 @@ def test_the_words_for_a_wrong_field(changes: dict[str, Any], line: str) -> None
         ({"zero.stage": 0, "zero.offload": "optimizer", "model.dtype": "fp32"}, ["zero.offload: optimizer", "zero=1"]),
         ({"zero.offload": "all"}, ["zero.offload: all", "use zero=3"]),
         ({"attention.backend": "sdpa"}, ["sdpa does not isolate", "use attention=packed, or data.pack=none"]),
+        ({"tuning": {"method": "prompt"}}, ["data.pack: exact puts several samples into a row", "use data.pack=none"]),
+        (
+            {"tuning": {"method": "prefix"}, "data.pack": "none", "model.recompute": "full"},
+            ["model.recompute: full would compute blocks again without the prefix", "use model.recompute=none"],
+        ),
+        (
+            {"tuning": {"method": "prompt"}, "data.pack": "none", "attention.backend": "packed"},
+            ["attention.backend: packed lays samples end to end", "use attention=sdpa"],
+        ),
+        ({"tuning": {"method": "ia3"}, "optim.weight_decay": 0.1}, ["pull the factors", "use optim.weight_decay=0"]),
+        (
+            {"tuning": {"method": "lora", "variant": "dora", "dropout": 0.1}, "zero.stage": 3},
+            ["tuning.dropout: 0.1 makes dora", "use tuning.dropout=0, or zero=2"],
+        ),
+        (
+            {"tuning": {"method": "lora", "quantize": "nf4"}, "zero.stage": 3},
+            ["tuning.quantize: nf4 was asked for with zero=3", "use zero=2, or tuning.quantize=none"],
+        ),
         ({"attention.backend": "flash2", "model.dtype": "fp32"}, ["flash2 computes in bf16 only"]),
         ({"data.stop": {}}, ["data.stop: missing; set one of epochs"]),
         ({"data.stop": {"epochs": 1, "tokens": 5}}, ["epochs and tokens are set", "data.stop.epochs=null"]),

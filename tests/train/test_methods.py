@@ -258,3 +258,12 @@ def test_four_bits_are_refused_where_they_cannot_be(monkeypatch: pytest.MonkeyPa
     assert asked is not None
     assert (asked.load_in_4bit, asked.bnb_4bit_quant_type, asked.bnb_4bit_use_double_quant) == (True, "nf4", True)
     assert asked.bnb_4bit_compute_dtype == torch.bfloat16
+
+
+def test_a_base_in_four_bits_is_not_merged() -> None:
+    """A weight of packed bytes, as bitsandbytes keeps two 4-bit numbers in each, stands for the real thing here."""
+    model = made("llama", LoraTuning(method="lora", rank=2))
+    layer = model.base_model.model.model.layers[1].mlp.down_proj.get_base_layer()
+    layer.weight = nn.Parameter(torch.zeros(32 * 24, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ConfigError, match="round the adapted weights to 4 bits again; use merge=false"):
+        tuning.merge(model, LoraTuning(method="lora", quantize="nf4"))
