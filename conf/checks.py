@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from conf.methods import LoraTuning
+
 if TYPE_CHECKING:
     from conf.schema import RunConfig, SourceConfig
 
@@ -139,28 +141,26 @@ def _virtual_tokens(cfg: RunConfig) -> Iterator[Finding]:
 
 
 def _adapters(cfg: RunConfig) -> Iterator[Finding]:
-    quantize = getattr(cfg.tuning, "quantize", "none")
-    if cfg.tuning.method == "ia3" and cfg.optim.weight_decay:
+    method = cfg.tuning
+    if method.method == "ia3" and cfg.optim.weight_decay:
         yield Finding(
             ("tuning.method", "optim.weight_decay"),
             f"optim.weight_decay: {cfg.optim.weight_decay} would pull the factors of tuning=ia3 to 0, where 1 is no "
             "change; use optim.weight_decay=0",
         )
-    if (
-        getattr(cfg.tuning, "variant", "plain") == "dora"
-        and getattr(cfg.tuning, "dropout", 0.0)
-        and cfg.zero.stage == 3
-    ):
+    if not isinstance(method, LoraTuning) or cfg.zero.stage != 3:
+        return
+    if method.variant == "dora" and method.dropout:
         yield Finding(
             ("tuning.dropout", "tuning.variant", "zero.stage"),
-            f"tuning.dropout: {getattr(cfg.tuning, 'dropout', 0.0)} makes dora multiply by the base's weights a second "
-            "time, which zero=3 has not gathered for that; use tuning.dropout=0, or zero=2",
+            f"tuning.dropout: {method.dropout} makes dora multiply by the base's weights a second time, which zero=3 "
+            "has not gathered for that; use tuning.dropout=0, or zero=2",
         )
-    if quantize != "none" and cfg.zero.stage == 3:
+    if method.quantize != "none":
         yield Finding(
             ("tuning.quantize", "zero.stage"),
-            f"tuning.quantize: {quantize} was asked for with zero=3, which shards weights, and packed 4-bit weights "
-            "cannot be sharded by it; use zero=2, or tuning.quantize=none",
+            f"tuning.quantize: {method.quantize} was asked for with zero=3, which shards weights, and packed 4-bit "
+            "weights cannot be sharded by it; use zero=2, or tuning.quantize=none",
         )
 
 
