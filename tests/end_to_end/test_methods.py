@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from conf.compose import compose
 from conf.errors import ConfigError
@@ -37,8 +36,8 @@ METHODS = {
     "dora": ["tuning=lora", "tuning.variant=dora", "tuning.rank=4", "optim.lr=1e-2"],
     "whole": ["tuning=lora", "tuning.scaling=sqrt_rank", "tuning.modules_to_save=[embed_tokens]", "optim.lr=3e-3"],
     "ia3": ["tuning=ia3", "optim.lr=3e-2"],
-    "prompt": ["tuning=prompt", "data.pack=none", "batch.global_size=16", "optim.lr=3e-2"],
-    "prefix": ["tuning=prefix", "data.pack=none", "batch.global_size=16", "optim.lr=3e-2"],
+    "prompt": ["tuning=prompt", "data.pack=none", "optim.lr=3e-2"],
+    "prefix": ["tuning=prefix", "data.pack=none", "optim.lr=3e-2"],
     "bottleneck": ["tuning=bottleneck", "tuning.placement=houlsby", "tuning.size=16", "optim.lr=1e-2"],
 }
 APART = ("prompt", "prefix", "bottleneck")
@@ -51,7 +50,7 @@ def overrides(root: Path, base: Path, name: str, stage: int) -> list[str]:
         "data=alpaca", f"data.sources.alpaca.path={root}/alpaca.json", "data.sources.alpaca.validation_fraction=0.2",
         "data.seq_len=192", "data.bad_row_budget=1.0", f"data.prepared={root}/corpus",
         f"model.path={base}", "model.dtype=fp32", f"zero={stage}", "zero.persistence_threshold=0",
-        "batch.global_size=8", "batch.micro_size=4", "schedule.kind=constant", "schedule.max_steps=8",
+        "batch.global_size=8", "batch.micro_size=4", "schedule.kind=constant", "schedule.max_steps=6",
         "evaluation.at_start=true", "evaluation.max_rows=16", "evaluation.generate_rows=1",
         "evaluation.max_new_tokens=4", "tracker.wandb=disabled", *METHODS[name],
     ]  # fmt: skip
@@ -67,6 +66,7 @@ def train_all(ranks: Ranks, runs: Sequence[list[str]]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_every_method_learns_and_is_exported(tmp_path: Path, real_data: Callable[[str], Path]) -> None:
     with gzip.open(real_data("alpaca/alpaca_data.json.gz"), "rt") as file:
         rows = [row for row in json.load(file)[:2000] if len(row["output"]) + len(row["input"]) < 60][:300]
@@ -99,8 +99,6 @@ def check(run_dir: Path, name: str) -> None:
     if name in ("dora", "whole", "ia3"):
         apart = load_model(export(run_dir, merge=False)).eval()
         torch.testing.assert_close(asked(apart, "padded"), expected, atol=1e-3, rtol=0, msg=name)
-    if name not in APART:
-        assert isinstance(load_model(folder), AutoModelForCausalLM._model_mapping[type(load_model(folder).config)])
 
 
 def asked(model: Any, layout: str) -> torch.Tensor:
