@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from conf.methods import LoraTuning
+
 if TYPE_CHECKING:
     from conf.schema import RunConfig, SourceConfig
 
@@ -30,7 +32,20 @@ class Finding:
 
 def cross_checks(cfg: RunConfig) -> list[Finding]:
     """Every broken rule of a config whose fields are right one by one."""
-    rules = (_model, _tokenizer, _zero, _attention, _sharing, _stop, _warmup, _batch, _deterministic, _not_yet)
+    rules = (
+        _model,
+        _tokenizer,
+        _zero,
+        _attention,
+        _sharing,
+        _virtual_tokens,
+        _adapters,
+        _stop,
+        _warmup,
+        _batch,
+        _deterministic,
+        _not_yet,
+    )
     found = [finding for rule in rules for finding in rule(cfg)]
     return found + list(_tree("data.sources", cfg.data.sources))
 
@@ -117,6 +132,55 @@ def _sharing(cfg: RunConfig) -> Iterator[Finding]:
             ("data.share_prefix", "tuning.dropout"),
             f"tuning.dropout: {dropout} would drop the same values for every sample that shares a prefix "
             "(data.share_prefix=true); use tuning.dropout=0, or data.share_prefix=false",
+        )
+
+
+def _virtual_tokens(cfg: RunConfig) -> Iterator[Finding]:
+    """What stands before every sample can stand neither in the middle of a packed row nor before a row of many."""
+    method, backend = cfg.tuning.method, cfg.attention.backend
+    if method not in ("prompt", "prefix"):
+        return
+    if cfg.data.pack != "none":
+        yield Finding(
+            ("tuning.method", "data.pack"),
+            f"data.pack: {cfg.data.pack} puts several samples into a row, and tuning={method} puts its virtual tokens "
+            "before every sample; use data.pack=none",
+        )
+    if backend not in ("auto", "sdpa"):
+        yield Finding(
+            ("tuning.method", "attention.backend"),
+            f"attention.backend: {backend} lays samples end to end, and tuning={method} needs each in a padded row of "
+            "its own; use attention=sdpa",
+        )
+    if method == "prefix" and cfg.model.recompute != "none":
+        yield Finding(
+            ("tuning.method", "model.recompute"),
+            f"model.recompute: {cfg.model.recompute} would compute blocks again without the prefix, which transformers "
+            "drops there; use model.recompute=none",
+        )
+
+
+def _adapters(cfg: RunConfig) -> Iterator[Finding]:
+    method = cfg.tuning
+    if method.method == "ia3" and cfg.optim.weight_decay:
+        yield Finding(
+            ("tuning.method", "optim.weight_decay"),
+            f"optim.weight_decay: {cfg.optim.weight_decay} would pull the factors of tuning=ia3 to 0, where 1 is no "
+            "change; use optim.weight_decay=0",
+        )
+    if not isinstance(method, LoraTuning) or cfg.zero.stage != 3:
+        return
+    if method.variant == "dora" and method.dropout:
+        yield Finding(
+            ("tuning.dropout", "tuning.variant", "zero.stage"),
+            f"tuning.dropout: {method.dropout} makes dora multiply by the base's weights a second time, which zero=3 "
+            "has not gathered for that; use tuning.dropout=0, or zero=2",
+        )
+    if method.quantize != "none":
+        yield Finding(
+            ("tuning.quantize", "zero.stage"),
+            f"tuning.quantize: {method.quantize} was asked for with zero=3, which shards weights, and packed 4-bit "
+            "weights cannot be sharded by it; use zero=2, or tuning.quantize=none",
         )
 
 

@@ -2,7 +2,7 @@
 
 One dataclass per section, one yaml group per section. All are frozen, strict (no silent conversion) and refuse keys
 they do not know. ``validate`` judges a plain dict once and reports every problem at once; rules that need two settings
-live in ``conf/checks.py``. Nothing below reads a file or imports anything heavy.
+live in ``conf/checks.py``, tuning methods in ``conf/methods.py``. Nothing below reads a file or imports anything heavy.
 """
 
 from __future__ import annotations
@@ -13,20 +13,27 @@ from dataclasses import asdict
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from conf.checks import cross_checks
 from conf.errors import ConfigError
+from conf.fields import STRICT, Count, Fraction, Name, Positive, PositiveFloat
+from conf.methods import (
+    BottleneckTuning,
+    FullTuning,
+    Ia3Tuning,
+    LoraTuning,
+    PrefixTuning,
+    PromptTuning,
+    Tuning,
+)
 from conf.problems import field_problems, without
 
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+__all__ = [
+    "BottleneckTuning", "FullTuning", "Ia3Tuning", "LoraTuning", "PrefixTuning", "PromptTuning", "RunConfig",
+    "to_dict", "validate",
+]  # fmt: skip
 
 
 def _no_boolean(value: Any) -> Any:
@@ -149,25 +156,6 @@ class DataConfig:
     """Preparation processes. The corpus is the same for any number."""
     allow_change: bool = False
     """Accept, and record, another data plan on resume."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class FullTuning:
-    """Every parameter is trained."""
-
-    method: Literal["full"]
-
-
-@dataclass(frozen=True, config=STRICT)
-class LoraTuning:
-    """Low-rank adapters (Hu et al. 2021); the base is frozen and not stored in checkpoints."""
-
-    method: Literal["lora"]
-    rank: Positive = 16
-    alpha: PositiveFloat = 32.0
-    dropout: Fraction = 0.0
-    targets: list[str] | Literal["family"] = "family"
-    """Module names to adapt. family: all linear layers of a block (train/models/ knows them)."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -307,7 +295,7 @@ class RunConfig:
     name: Name
     model: ModelConfig
     data: DataConfig
-    tuning: Annotated[FullTuning | LoraTuning, Field(discriminator="method")]
+    tuning: Annotated[Tuning, Field(discriminator="method")]
     attention: AttentionConfig
     zero: ZeroConfig
     optim: OptimConfig

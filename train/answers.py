@@ -23,6 +23,7 @@ from data_prep.shards import Split
 from train.distributed import Ranks
 from train.held_out import evaluating, evenly_spaced
 from train.scoring import exact_match, rouge_l
+from train.tuning import taken
 
 
 class Decoder(Protocol):
@@ -142,7 +143,7 @@ def greedy(
     base = base_model(model)
     ids, mask = left_padded(prompts, tokenizer.pad_id, ranks.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    last_position = (getattr(base.config, "max_position_embeddings", None) or 1 << 30) - 1
+    last_position = (getattr(base.config, "max_position_embeddings", None) or 1 << 30) - 1 - taken(base)
     accepted = inspect.signature(type(base).forward).parameters
     done = torch.full((len(prompts),), not batch, device=ranks.device)
     lengths = torch.zeros_like(done, dtype=torch.long)

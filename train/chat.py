@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, PreTrainedModel, TextStreamer
-from transformers.utils.logging import disable_progress_bar
+from transformers import TextStreamer
 
 from conf.errors import BadData, ConfigError, MissingInput, leave_with_code
 from data_prep.chat import encode_prompt
 from data_prep.conversation import Conversation, Message, Rejected
 from data_prep.tokenizer import Tokenizer, load
 from train.arguments import run_arguments
+from train.exported import is_model, load_model
 
 USAGE = """usage: python -m train.chat model=DIR [prompt=TEXT] [key=value ...]
   model           folder with an exported model (python -m train.export)
@@ -40,7 +40,8 @@ KEYS = ("model", "prompt", "input", "system", "max_new_tokens", "temperature")
 class Speaker:
     """A model with its tokenizer and the template it was taught with."""
 
-    model: PreTrainedModel
+    model: Any
+    """A transformers model, or one inside PEFT's adapter."""
     tokenizer: Tokenizer
     template: str
     max_new_tokens: int = 256
@@ -87,20 +88,10 @@ def open_speaker(folder: Path, *, max_new_tokens: int, temperature: float) -> Sp
             f"model={exported}" if is_model(exported) else "the folder that `python -m train.export run_dir=DIR` wrote"
         )
         raise MissingInput(f"model={folder} {found}; give {what}")
-    disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise MissingInput(f"model={folder} cannot be loaded: {first}; export the model again") from error
+    model = load_model(folder)
     tokenizer = load(str(folder))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Speaker(model.to(device).eval(), tokenizer, template_of(folder, tokenizer), max_new_tokens, temperature)
-
-
-def is_model(folder: Path) -> bool:
-    """Whether ``folder`` holds a whole model or an adapter (which names its base)."""
-    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def template_of(folder: Path, tokenizer: Tokenizer) -> str:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import CannotCreate, ConfigError, PermissionDenied, StorageError, leave_with_code
-from conf.schema import LoraTuning
 from data_prep.shards import Corpus
 from data_prep.templates import jinja_for
 from data_prep.tokenizer import Tokenizer
@@ -30,19 +29,18 @@ from train.restored import Restored, restored
 USAGE = """usage: python -m train.export run_dir=DIR [checkpoint=N] [merge=true|false]
   run_dir     folder of a run; the export is written to run_dir/export
   checkpoint  step of a checkpoint; default: the newest that verifies
-  merge       LoRA only; true (default): adapters folded into the base, loads anywhere; false: adapters alone (PEFT)"""
+  merge       true (default): a whole model that loads anywhere, adapters folded into the base; false: what was trained
+              alone (PEFT's folder), the only way for prompt, prefix and bottleneck tuning, which fold into no weight"""
 SHARD_SIZE = "5GB"
 
 
 def export(run_dir: Path, *, step: int | None = None, merge: bool = True) -> Path:
     """Write ``run_dir/export`` and return it.
 
-    Raises what ``restored`` raises; ConfigError for merge=False without adapters; StorageError, CannotCreate or
-    PermissionDenied if the folder cannot be written.
+    Raises what ``restored`` raises; ConfigError for merge=False without adapters, and for merge=True where they fold
+    into no weight; StorageError, CannotCreate or PermissionDenied if the folder cannot be written.
     """
     run = restored(run_dir, step)
-    if not merge and not isinstance(run.cfg.tuning, LoraTuning):
-        raise ConfigError("merge=false keeps adapters apart, and this run tuned every weight; leave merge out")
     provenance = provenance_of(run, merged=merge)
     temporary = run_dir / f".export.{os.getpid()}"
     try:
@@ -59,18 +57,16 @@ def export(run_dir: Path, *, step: int | None = None, merge: bool = True) -> Pat
 
 
 def write_weights(run: Restored, folder: Path, *, merge: bool) -> None:
-    """config.json, generation_config.json and *.safetensors; or adapter_config.json and adapter_model.safetensors."""
+    """config.json, generation_config.json and *.safetensors; or the method's own files of what was trained alone."""
     from safetensors import SafetensorError
 
-    model: Any = run.model
     try:
         if not merge:
             # Where others find the base: the hub id or folder of the config, not this machine's cache.
             base = run.cfg.model.path or str((run.run_dir / "init").resolve())
-            model.peft_config["default"].base_model_name_or_path = base
-            model.save_pretrained(folder, save_embedding_layers=False)
+            tuning.save(run.model, run.cfg.tuning, folder, base=base)
             return
-        plain: Any = tuning.merge(model, run.cfg.tuning)
+        plain: Any = tuning.merge(run.model, run.cfg.tuning)
         plain.config.use_cache = True
         plain.config.pad_token_id, plain.config.eos_token_id = run.tokenizer.pad_id, run.tokenizer.eos_id
         plain.save_pretrained(folder, max_shard_size=SHARD_SIZE)
@@ -170,8 +166,7 @@ def main() -> int:
     size = sum(file.stat().st_size for file in folder.iterdir())
     what = "merged model" if merge else "adapters (base not included)"
     print(f"{folder}  {what}, {size / 1e6:.1f} MB, written from {run_dir}")
-    if merge:
-        print(f"next: python -m train.chat model={folder}")
+    print(f"next: python -m train.chat model={folder}")
     return 0
 
 

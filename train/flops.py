@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from conf.schema import LoraTuning, RunConfig
+from conf.schema import FullTuning, RunConfig
 from data_prep.stream import GlobalStep
-from train.models import family
+from train.adapters import matrix_elements
 from train.parameters import Shape, shape_of
 
 # Dense matrix FLOP/s of one device by the first part of its name that fits, from the vendors' data sheets.
@@ -49,13 +49,15 @@ def device_peak(device: torch.device, dtype: str) -> float:
 def step_flops(model_config: Mapping[str, Any], plan: GlobalStep, cfg: RunConfig) -> float:
     """FLOPs of one optimizer step over all ranks, forward and backward; ``model_config``: its config.json."""
     head_positions = plan.targets if cfg.compute.targets_only_head and cfg.data.pack == "exact" else plan.positions
+    shape = shape_of(model_config)
     return training_flops(
-        shape_of(model_config),
+        shape,
         positions=float(plan.positions),
         pairs=float(plan.pairs),
         head_positions=float(head_positions),
-        adapter=adapter_elements(model_config, cfg),
-        full=cfg.tuning.method == "full",
+        adapter=matrix_elements(cfg.tuning, shape),
+        # Which matrices a pattern freezes is not looked up here: all earn as frozen ones do, so MFU is not flattered.
+        full=isinstance(cfg.tuning, FullTuning) and not cfg.tuning.freeze,
     )
 
 
@@ -76,11 +78,3 @@ def training_flops(
 def attention_width(shape: Shape) -> int:
     """Heads times head size: the outputs of the query projection, or the width of the model where it is fused."""
     return next((linear.outputs for linear in shape.linears if linear.name == "q_proj"), shape.hidden)
-
-
-def adapter_elements(model_config: Mapping[str, Any], cfg: RunConfig) -> int:
-    """Trained elements of the adapters; 0 in full tuning."""
-    if not isinstance(cfg.tuning, LoraTuning):
-        return 0
-    named = family(model_config["model_type"]).lora_targets if cfg.tuning.targets == "family" else cfg.tuning.targets
-    return shape_of(model_config).adapters(cfg.tuning.rank, list(named))

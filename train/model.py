@@ -21,6 +21,7 @@ from train.attention import Attention, choose
 from train.base import base_folder, base_hash, check_complete, once
 from train.distributed import Ranks
 from train.models import Family, family
+from train.quantize import quantized
 from train.recompute import set_recompute
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -52,26 +53,30 @@ def build(
     """Build the model of ``cfg``. Collective.
 
     ``vocab_size`` (largest id + 1), ``pad_id``, ``eos_id``: the corpus's tokenizer's. ``init_context`` is entered
-    once, around reading the weights. Raises ConfigError, MissingInput, Unavailable, BadData or CannotCreate.
+    once, around reading the weights and adding to them. Raises ConfigError, MissingInput, Unavailable, BadData or
+    CannotCreate.
     """
     run_dir, dtype = Path(cfg.run_dir), DTYPES[cfg.model.dtype]
     folder = base_folder(cfg.model, ranks, run_dir=run_dir, seed=cfg.seed, vocab_size=vocab_size)
     config = _read_config(folder)
     kind = family(config.model_type)
+    backend = "sdpa" if tuning.virtual_tokens(cfg.tuning) else cfg.attention.backend  # the one with padded rows
     attention = choose(
-        cfg.attention.backend,
+        backend,
         family=kind,
         pack=cfg.data.pack,
         dtype=dtype,
         device=ranks.device,
         share=cfg.data.share_prefix and cfg.data.pack == "exact",
     )
+    quantization = quantized(cfg.tuning, dtype=dtype, device=ranks.device)
     _check_fits(config, kind, cfg, folder, vocab_size)
     notes = _for_training(config, kind, cfg)
     with init_context:
-        model = _load(folder, config, attention.implementation, dtype)
+        model = _load(folder, config, attention.implementation, dtype, quantization)
+        # In here too, because some methods start from weights, which ZeRO-3 has partitioned: PEFT gathers them.
+        tuned = tuning.apply(model, cfg.tuning, kind, seed=cfg.seed).train()
     _for_generation(model, pad_id=pad_id, eos_id=eos_id)
-    tuned = tuning.apply(model, cfg.tuning, kind, seed=cfg.seed).train()
     # After PEFT: it would make the embedding's output require gradients, which this form of recomputation needs not.
     recomputed = set_recompute(tuned, cfg.model.recompute, block_class=kind.block_class)
     if recomputed:
@@ -90,7 +95,7 @@ def _read_config(folder: Path) -> Any:
 
 
 def _check_fits(config: Any, kind: Family, cfg: RunConfig, folder: Path, vocab_size: int) -> None:
-    """Raise ConfigError for a tokenizer or a sequence length that the model has no embeddings for."""
+    """Raise ConfigError for a tokenizer or a sequence length that the model has no embeddings or no sight for."""
     problems = []
     if config.vocab_size < vocab_size:
         problems.append(
@@ -98,10 +103,19 @@ def _check_fits(config: Any, kind: Family, cfg: RunConfig, folder: Path, vocab_s
             f"for {config.vocab_size} tokens; prepare the corpus with the model's own tokenizer"
         )
     limit = getattr(config, kind.position_limit) if kind.position_limit else None
-    if limit is not None and cfg.data.seq_len > limit:
+    virtual = tuning.virtual_tokens(cfg.tuning)
+    if limit is not None and cfg.data.seq_len + virtual > limit:
+        beside = f" beside tuning.virtual_tokens={virtual}" if virtual else ""
         problems.append(
-            f"data.seq_len: {cfg.data.seq_len} is more than the {limit} positions the model can represent "
-            f"({kind.position_limit}); data.seq_len={limit} works"
+            f"data.seq_len: {cfg.data.seq_len}{beside} is more than the {limit} positions the model can represent "
+            f"({kind.position_limit}); data.seq_len={limit - virtual} works"
+        )
+    window = getattr(config, "sliding_window", None)
+    if cfg.tuning.method == "prefix" and window and cfg.data.seq_len + virtual > window:
+        problems.append(
+            f"tuning.method: prefix stands before the sample, and this model sees {window} tokens back, less than "
+            f"data.seq_len={cfg.data.seq_len} beside tuning.virtual_tokens={virtual}; data.seq_len={window - virtual} "
+            "or another method works"
         )
     stretched = _stretched_from(config)
     shared = cfg.data.pack == "exact" or cfg.batch.micro_size > 1
@@ -146,7 +160,7 @@ def _for_training(config: Any, kind: Family, cfg: RunConfig) -> list[str]:
     return notes
 
 
-def _load(folder: Path, config: Any, implementation: str, dtype: torch.dtype) -> nn.Module:
+def _load(folder: Path, config: Any, implementation: str, dtype: torch.dtype, quantization: Any) -> nn.Module:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -160,6 +174,7 @@ def _load(folder: Path, config: Any, implementation: str, dtype: torch.dtype) ->
             attn_implementation=implementation,
             local_files_only=True,
             output_loading_info=True,
+            **({} if quantization is None else {"quantization_config": quantization}),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BadData(f"model.path: the weights in {folder} cannot be read: {_one_line(error)}") from error

@@ -59,7 +59,7 @@ def card(made: Provenance) -> str:
     on_hub = made.base.count("/") == 1 and not Path(made.base).exists() and not made.base.startswith((".", "/", "~"))
     head = ["---", *([f"base_model: {made.base}"] if on_hub else []), "library_name: transformers"]
     head += ["pipeline_tag: text-generation", "tags: [corral, instruction-tuning]", "---"]
-    weights = "the whole model" if made.merged else "LoRA adapters; load the base first (PeftModel.from_pretrained)"
+    weights = "the whole model" if made.merged else f"what {made.tuning} trained, without the base; {_loading(made)}"
     rows = {
         "base": f"`{made.base}`, weights {_short(made.base_hash)}",
         "tuning": f"{made.tuning}, {made.step} optimizer steps, compute in {made.dtype}",
@@ -80,6 +80,12 @@ def card(made: Provenance) -> str:
         page += [f"| {name} | {value:.4f} |" for name, value in sorted(made.metrics.items())]
     page += ["", "Talk to it as it was taught: `python -m train.chat model=THIS_FOLDER`.", ""]
     return "\n".join([*head, "", *page])
+
+
+def _loading(made: Provenance) -> str:
+    if made.tuning == "bottleneck":
+        return "load it with Corral (`python -m train.chat`), PEFT has no such method"
+    return "load the base first (PeftModel.from_pretrained)"
 
 
 def _short(digest: str) -> str:

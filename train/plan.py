@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from conf.errors import ConfigError, MissingInput
 from conf.schema import BatchConfig, LoraTuning, ModelConfig, RunConfig
+from train.adapters import frozen_size, new_elements, virtual_tokens, whole_elements
 from train.parameters import Shape, shape_of
 
 GIB = 2**30
@@ -100,7 +101,7 @@ def accumulation_steps(batch: BatchConfig, world: int) -> int:
     return -(-batch.global_size // (world * batch.micro_size))
 
 
-def states(trained: int, frozen: int, *, stage: int, world: int, dtype: str, offload: str = "none") -> Memory:
+def states(trained: int, frozen: float, *, stage: int, world: int, dtype: str, offload: str = "none") -> Memory:
     """Weights, gradients and optimizer states of one rank (formulas above).
 
     fp32 has no second weight copy at stage 0; DeepSpeed clones its partition at stages 1-3, so 12N there too.
@@ -139,11 +140,8 @@ def _buffers(cfg: RunConfig, shape: Shape, trained: int, stage: int) -> float:
     return buckets + live + CONTEXT_BYTES
 
 
-def _trained_and_frozen(cfg: RunConfig, shape: Shape) -> tuple[int, int]:
-    if isinstance(cfg.tuning, LoraTuning):
-        targets = None if cfg.tuning.targets == "family" else list(cfg.tuning.targets)
-        return shape.adapters(cfg.tuning.rank, targets), shape.total
-    return shape.total, 0
+def _trained(cfg: RunConfig, shape: Shape) -> int:
+    return new_elements(cfg.tuning, shape) + whole_elements(cfg.tuning, shape)
 
 
 def _activation_unit(cfg: RunConfig) -> int:
@@ -154,9 +152,9 @@ def _activation_unit(cfg: RunConfig) -> int:
 
 def memory(cfg: RunConfig, shape: Shape, *, stage: int, recompute: Recompute, supervised: float = 1.0) -> Memory:
     """One rank's memory. ``supervised``: share of tokens that are targets; 1 is the upper bound."""
-    trained, frozen = _trained_and_frozen(cfg, shape)
+    trained, frozen = _trained(cfg, shape), frozen_size(cfg.tuning, shape)
     dtype, world = cfg.model.dtype, cfg.cluster.nodes * cfg.cluster.gpus_per_node
-    tokens = cfg.batch.micro_size * cfg.data.seq_len
+    tokens = cfg.batch.micro_size * (cfg.data.seq_len + virtual_tokens(cfg.tuning))
     counted = tokens * supervised if cfg.compute.targets_only_head and cfg.data.pack == "exact" else tokens
     return replace(
         states(trained, frozen, stage=stage, world=world, dtype=dtype, offload=cfg.zero.offload),
@@ -169,7 +167,7 @@ def memory(cfg: RunConfig, shape: Shape, *, stage: int, recompute: Recompute, su
 def plan(cfg: RunConfig, model: Mapping[str, Any], *, supervised: float = 1.0) -> Plan:
     """The plan of ``cfg`` for the Hugging Face config ``model`` (see ``read_model_config``)."""
     shape = shape_of(model)
-    trained, _ = _trained_and_frozen(cfg, shape)
+    trained = _trained(cfg, shape)
     world, stage, recompute = cfg.cluster.nodes * cfg.cluster.gpus_per_node, cfg.zero.stage, cfg.model.recompute
     every: tuple[Recompute, ...] = ("none", "selective", "full")
     return Plan(

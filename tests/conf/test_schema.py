@@ -24,6 +24,8 @@ RAW: dict[str, Any] = {
     **{section: {} for section in ("evaluation", "tracker", "compute", "cluster")},
 }
 
+METHODS = "full, lora, ia3, prompt, prefix, bottleneck"
+
 
 def changed(changes: dict[str, Any]) -> dict[str, Any]:
     raw = copy.deepcopy(RAW)
@@ -114,12 +116,12 @@ def test_integers_do_where_numbers_are_wanted() -> None:
                 "false without quotes"
             ),
         ),
-        ({"tuning": {"method": "lroa"}}, "tuning.method: got 'lroa' (text); allowed: full, lora"),
+        ({"tuning": {"method": "lroa"}}, f"tuning.method: got 'lroa' (text); allowed: {METHODS}"),
         (
             {"tuning": {"method": False}},
-            "tuning.method: got false (boolean); allowed: full, lora; yaml reads no/off/false as a boolean: quote it",
+            f"tuning.method: got false (boolean); allowed: {METHODS}; yaml reads no/off/false as a boolean: quote it",
         ),
-        ({"tuning": {}}, "tuning.method: missing; it needs full, lora"),
+        ({"tuning": {}}, f"tuning.method: missing; it needs {METHODS}"),
         (
             {"tuning": {"method": "lora", "targets": 3}},
             "tuning.targets: got 3 (integer); allowed: a list, each text, or family",
@@ -179,6 +181,24 @@ def test_the_words_for_a_wrong_field(changes: dict[str, Any], line: str) -> None
         (
             {"attention.backend": "flash2", "model.dtype": "fp32", "data.share_prefix": False},
             ["flash2 computes in bf16 only"],
+        ),
+        ({"tuning": {"method": "prompt"}}, ["data.pack: exact puts several samples into a row", "use data.pack=none"]),
+        (
+            {"tuning": {"method": "prefix"}, "data.pack": "none", "model.recompute": "full"},
+            ["model.recompute: full would compute blocks again without the prefix", "use model.recompute=none"],
+        ),
+        (
+            {"tuning": {"method": "prompt"}, "data.pack": "none", "attention.backend": "packed"},
+            ["attention.backend: packed lays samples end to end", "use attention=sdpa"],
+        ),
+        ({"tuning": {"method": "ia3"}, "optim.weight_decay": 0.1}, ["pull the factors", "use optim.weight_decay=0"]),
+        (
+            {"tuning": {"method": "lora", "variant": "dora", "dropout": 0.1}, "zero.stage": 3},
+            ["tuning.dropout: 0.1 makes dora", "use tuning.dropout=0, or zero=2"],
+        ),
+        (
+            {"tuning": {"method": "lora", "quantize": "nf4"}, "zero.stage": 3},
+            ["tuning.quantize: nf4 was asked for with zero=3", "use zero=2, or tuning.quantize=none"],
         ),
         ({"data.stop": {}}, ["data.stop: missing; set one of epochs"]),
         ({"data.stop": {"epochs": 1, "tokens": 5}}, ["epochs and tokens are set", "data.stop.epochs=null"]),

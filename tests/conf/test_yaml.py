@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -17,7 +17,12 @@ from conf.schema import RunConfig, to_dict
 
 REPOSITORY = ROOT.parent
 # What an entry needs of the other groups where it cannot stand alone.
-NEEDS = {"attention=sdpa": ["data.pack=none"], "zero=0": ["model.dtype=fp32"]}
+NEEDS = {
+    "attention=sdpa": ["data.pack=none"],
+    "zero=0": ["model.dtype=fp32"],
+    "tuning=prompt": ["data.pack=none"],
+    "tuning=prefix": ["data.pack=none"],
+}
 ENTRIES = [
     f"{group}={name}"
     for group, names in groups([ROOT]).items()
@@ -62,7 +67,7 @@ def test_experiment_opens_with_the_command_that_runs_it(name: str) -> None:
 def test_every_tuning_works_with_every_stage() -> None:
     for tuning in groups([ROOT])["tuning"]:
         for stage in range(1, 4):
-            cfg = compose([f"tuning={tuning}", f"zero={stage}"])
+            cfg = compose([f"tuning={tuning}", f"zero={stage}", *NEEDS.get(f"tuning={tuning}", [])])
             assert (cfg.tuning.method, cfg.zero.stage) == (tuning, stage)
 
 
@@ -89,8 +94,10 @@ def test_default_entries_repeat_the_schemas_defaults() -> None:
         for key, value in plain.items():
             assert value == getattr(default, key), f"{group}.{key}"
             compared += 1
-    lora = compose(["tuning=lora"]).tuning
-    assert lora == type(lora)(method="lora")
+    for method in groups([ROOT])["tuning"]:
+        entry = f"tuning={method}"
+        tuning: Any = compose([entry, *NEEDS.get(entry, [])]).tuning
+        assert tuning == type(tuning)(method=method)
     root = yaml.safe_load((ROOT / "config.yaml").read_text())
     for section in ("batch", "loss", "checkpoint", "compute"):
         default = walk.unwrap(walk.hints(RunConfig)[section])[0]()

@@ -1,0 +1,83 @@
+"""(IA)^3 (Liu et al. 2022, section 3.3) by PEFT: keys, values and the MLP's inner activations times learnt vectors.
+
+All factors start at 1, so the first step starts from the base. Where a family computes queries, keys and values in
+one layer, its whole output is scaled, as in PEFT.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from conf.errors import InternalError
+from conf.schema import Ia3Tuning
+from train.models import Family
+from train.tuning._peft import adapted, write_folder
+
+OUTPUTS = ("k_proj", "v_proj", "c_attn", "query_key_value")
+"""Layers whose output is scaled."""
+INPUTS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h")
+"""Layers whose input is scaled: the second layer of the MLP."""
+
+
+def apply(model: nn.Module, tuning: Ia3Tuning, family: Family, *, seed: int) -> nn.Module:
+    """Wrap ``model``; only the factors are trainable. They start at 1, whatever ``seed``."""
+    from peft import IA3Config
+
+    outputs = [name for name in OUTPUTS if name in family.lora_targets]
+    inputs = [name for name in INPUTS if name.split(".")[-1] in family.lora_targets]
+    if not outputs or len(inputs) != 1:
+        raise InternalError(f"(IA)^3 does not know the layers of {family.model_type}: add them in train/tuning/ia3.py")
+    config = IA3Config(
+        task_type="CAUSAL_LM",
+        target_modules=[*outputs, *inputs],
+        feedforward_modules=inputs,
+        fan_in_fan_out=family.fan_in_fan_out,
+    )
+    dtype = next(parameter.dtype for parameter in model.parameters())
+    wrapped = adapted(model, config)
+    for name, parameter in wrapped.named_parameters():
+        parameter.requires_grad_("ia3_l" in name)
+        if "ia3_l" in name:
+            parameter.data = parameter.data.to(dtype)
+    return wrapped
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """The base model with the factors multiplied into its weights and biases in fp32, rounded once."""
+    from peft import PeftModel
+    from peft.tuners.ia3 import IA3Layer
+
+    if not isinstance(model, PeftModel):
+        return model
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, IA3Layer):
+                _fold(module)
+    plain: nn.Module = model.unload()
+    return plain
+
+
+def _fold(layer: Any) -> None:
+    """Multiply rows (outputs) or columns (inputs) of the base weight, then set the factors to 1."""
+    base = layer.get_base_layer()
+    for factors in layer.ia3_l.values():
+        along_inputs = layer.is_feedforward != layer.fan_in_fan_out
+        scale = factors.float().flatten()
+        base.weight.copy_(base.weight.float() * (scale[None, :] if along_inputs else scale[:, None]))
+        if base.bias is not None and not layer.is_feedforward:
+            base.bias.copy_(base.bias.float() * scale)
+        factors.fill_(1.0)
+
+
+def save(model: nn.Module, tuning: Ia3Tuning, folder: Path, *, base: str) -> None:
+    """The factors as an adapter folder that PEFT loads."""
+    from peft import get_peft_model_state_dict
+
+    peft: Any = model
+    write_folder(
+        peft.peft_config["default"], get_peft_model_state_dict(peft, save_embedding_layers=False), folder, base=base
+    )
