@@ -58,7 +58,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class RateConfig:
-    """Size-proportional weight: min(rows * scale, cap) ** (1 / temperature) (SeqIO, ``mixing_rate_num_examples``)."""
+    """Size-proportional weight: min(rows * scale, cap) ** (1 / temperature) (SeqIO, ``mixing_rate_num_examples``).
+
+    On an inner node it is the rate of every leaf below, and may stand beside the node's own ``weight``.
+    """
 
     cap: Positive | None = None
     scale: PositiveFloat = 1.0
@@ -66,14 +69,48 @@ class RateConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class StyleConfig:
+    """How FLAN 2022 writes rows out: a template set, zero-shot or after solved rows of the same task.
+
+    What is drawn for a row (template, exemplars, separator, form of the options) follows from ``data.style_seed``, the
+    task and the row's place in its file, so the corpus is the same for any number of processes.
+    """
+
+    templates: str | None = None
+    """A set of data_prep/template_sets by name, or a .jsonl file of your own. None: question and answer as they are."""
+    shots: Count | Literal["varied"] = 0
+    """Solved rows of the same task before the question. varied: 1 to 10, about 2.7 on average, as FLAN's x_shot."""
+    options: Literal["given", "none", "varied"] = "given"
+    """A list of options at the end of the question: as it stands, left out, or in one of 128 forms."""
+    prompt_tokens: Positive = 1920
+    """Longest prompt with exemplars, in tokens; exemplars are left out until it fits (FLAN's FEW_SHOT_MAX_LEN)."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class SelectConfig:
+    """Which rows of the files belong to the source. Only those are counted, by ``rows`` too."""
+
+    where: dict[str, str] = Field(default_factory=dict)
+    """Field -> value that a row must have, such as template_type: zs_opt."""
+    task: str | None = None
+    """Field with the name of a row's task. None: the task is the file, named without folder and endings."""
+    exclude: str | None = None
+    """A list of data_prep/task_lists by name, or a text file of your own: patterns of tasks that are left out."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class SourceConfig:
     """A node of the source tree: a leaf has ``format`` and ``path``, an inner node has ``sources``."""
 
-    format: Literal["alpaca", "prompt_completion", "sharegpt", "messages", "flan_cot", "niv2", "p3"] | None = None
+    format: Literal["alpaca", "prompt_completion", "sharegpt", "messages", "flan_cot", "niv2", "p3", "qa"] | None = None
     path: str | None = None
     """A file, a folder or a glob; .json, .jsonl, .csv, .tsv (each also .gz or .zst), .parquet, .arrow."""
     template: Literal["auto", "alpaca", "chat", "plain"] = "auto"
     """auto: alpaca -> alpaca, sharegpt and messages -> chat, all others -> plain."""
+    style: StyleConfig | None = None
+    """None: each row by itself, in its format's own words."""
+    select: SelectConfig | None = None
+    """None: all rows of the files."""
     validation_fraction: Fraction = 0.0
     """Share of rows held out, chosen by a hash of the normalised prompt: equal prompts fall on the same side."""
     rows: Positive | None = None
@@ -120,6 +157,8 @@ class DataConfig:
     """Share of rows that may be rejected before preparation stops with exit code 65."""
     clean: dict[Name, bool] = Field(default_factory=dict)
     """Cleaning rules switched on or off by name; what is not named keeps its default (see data_prep/clean.py)."""
+    style_seed: Count = 0
+    """Seed of what preparation draws for sources with a ``style``; the order of samples follows the run's ``seed``."""
     num_proc: Positive = 1
     """Preparation processes. The corpus is the same for any number."""
     allow_change: bool = False

@@ -6,12 +6,15 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from conf.errors import ConfigError
 from conf.schema import RunConfig, SourceConfig
+from data_prep import selection, template_set
 from data_prep.clean import switches
+from data_prep.durable import file_digest
 from data_prep.shards import VERSION
 from data_prep.templates import resolve
 
@@ -52,19 +55,32 @@ def identity(cfg: RunConfig) -> dict[str, Any]:
             "seq_len": cfg.data.seq_len,
             "over_length": cfg.data.over_length,
             "clean": dict(sorted(switches(cfg.data.clean).items())),
-            "sources": {name: _leaf(leaf) for name, leaf in sorted(leaves(cfg.data.sources).items())},
+            "sources": {
+                name: _leaf(f"data.sources.{name}", leaf, cfg.data.style_seed)
+                for name, leaf in sorted(leaves(cfg.data.sources).items())
+            },
         },
     }
 
 
-def _leaf(leaf: SourceConfig) -> dict[str, Any]:
-    return {
+def _leaf(key: str, leaf: SourceConfig, seed: int) -> dict[str, Any]:
+    content: dict[str, Any] = {
         "format": leaf.format,
         "path": leaf.path,
         "template": resolve(leaf.template, str(leaf.format)),
         "validation_fraction": leaf.validation_fraction,
         "rows": leaf.rows,
     }
+    # Absent where they are not used, so that a corpus without styles keeps its name.
+    if leaf.style is not None:
+        name = leaf.style.templates
+        digest = name and file_digest(template_set.locate(name, f"{key}.style.templates"))
+        content["style"] = asdict(leaf.style) | {"seed": seed, "templates_xxh3": digest}
+    if leaf.select is not None:
+        name = leaf.select.exclude
+        digest = name and file_digest(selection.locate(name, f"{key}.select.exclude"))
+        content["select"] = asdict(leaf.select) | {"exclude_xxh3": digest}
+    return content
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
@@ -108,6 +124,7 @@ def prepare_command(cfg: RunConfig, argv: Sequence[str] | None = None) -> str:
     words = ["~data.sources", f"+data.sources={{{sources}}}", f"model.tokenizer={_quoted(reference)}"]
     words += [f"model.vocab_size={cfg.model.vocab_size}"] if reference == "train" else []
     words += [f"model.path={_quoted(reference)}", f"model.revision={_quoted(revision)}"] if revision else []
+    words += [f"data.style_seed={cfg.data.style_seed}"] if cfg.data.style_seed else []
     words += [f"data.seq_len={cfg.data.seq_len}", f"data.over_length={cfg.data.over_length}"]
     words += [f"+data.clean.{name}={str(on).lower()}" for name, on in cfg.data.clean.items()]
     words += [f"data.prepared={_quoted(str(corpus_path(cfg)))}"]
@@ -126,4 +143,16 @@ def _flow(node: SourceConfig) -> str:
     parts = [f"format: {node.format}", f"path: {json.dumps(node.path)}", f"template: {node.template}"]
     parts += [f"validation_fraction: {node.validation_fraction}"]
     parts += [f"rows: {node.rows}"] if node.rows else []
+    parts += [f"style: {_flow_values(asdict(node.style))}"] if node.style else []
+    parts += [f"select: {_flow_values(asdict(node.select))}"] if node.select else []
     return "{" + ", ".join(parts) + "}"
+
+
+def _flow_values(content: Mapping[str, Any]) -> str:
+    """Settings as a Hydra dict, without those that are not set."""
+    shown = [
+        f"{key}: {_flow_values(value) if isinstance(value, Mapping) else json.dumps(value)}"
+        for key, value in content.items()
+        if value not in (None, {})
+    ]
+    return "{" + ", ".join(shown) + "}"

@@ -24,6 +24,8 @@ class Merged:
 
     job: Job
     blocks: int
+    left_out: int = 0
+    """Rows of the files that ``select`` passed over."""
     counts: Counts = field(default_factory=Counts)
     duplicates: set[int] = field(default_factory=set)
     """Places, among the kept rows of all blocks in order, of rows that repeat an earlier one."""
@@ -40,9 +42,9 @@ class Merged:
         )
 
 
-def collect(job: Job, blocks: int) -> Merged:
+def collect(job: Job, blocks: int, left_out: int) -> Merged:
     """Counts of all blocks of a source, with the exact duplicates found among them."""
-    merged = Merged(job, blocks)
+    merged = Merged(job, blocks, left_out)
     for index in range(blocks):
         merged.counts.add(read_outcome(block_file(job.folder, index)).counts)
     if blocks:
@@ -98,14 +100,14 @@ def samples(merged: Merged) -> Iterator[tuple[Sample, bool]]:
     """(sample, held out) of all rows that are kept, in order of file and row."""
     place = 0
     for index in range(merged.blocks):
-        block = _arrays(merged.job, index, "ids", "mask", "lengths", "source_file", "row", "held_out")
+        block = _arrays(merged.job, index, "ids", "mask", "lengths", "source_file", "row", "variant", "held_out")
         ends = np.cumsum(block["lengths"]).tolist()
         for row, end in enumerate(ends):
             start = end - int(block["lengths"][row])
             if place not in merged.duplicates:
                 file, index = int(block["source_file"][row]), int(block["row"][row])
                 yield (
-                    Sample(block["ids"][start:end], block["mask"][start:end], file, index),
+                    Sample(block["ids"][start:end], block["mask"][start:end], file, index, int(block["variant"][row])),
                     bool(block["held_out"][row]),
                 )
             place += 1
@@ -128,6 +130,7 @@ def write_shards(merged: Merged, root: Path) -> Written:
     counts = merged.counts
     entry = {
         "rows": counts.rows,
+        "left_out": merged.left_out,
         "rejected": dict(sorted(counts.rejected.items())),
         "normalised": dict(sorted(counts.normalised.items())),
         "found": dict(sorted(counts.found.items())),

@@ -23,13 +23,12 @@ from rich.console import Console
 
 from conf.errors import BadData, CannotCreate, ConfigError, StorageError
 from conf.schema import RunConfig
-from data_prep import files, identity, merge, pool, vocabulary
+from data_prep import identity, merge, pool, vocabulary
 from data_prep.block import Job
-from data_prep.clean import switches
 from data_prep.durable import commit, file_digest
+from data_prep.jobs import job_of, raw_files
 from data_prep.progress import Progress
 from data_prep.shards import MANIFEST, VERSION, open_corpus, read_manifest
-from data_prep.templates import resolve
 from data_prep.tokenizer import Tokenizer
 
 WORK = ".work"
@@ -117,7 +116,6 @@ class _Preparation:
         self.work = path / WORK
         self.console = Console(stderr=True)
         self.leaves = dict(sorted(identity.leaves(cfg.data.sources).items()))
-        self.switched = switches(cfg.data.clean)
         self.started = time.monotonic()
 
     def run(self) -> None:
@@ -144,9 +142,8 @@ class _Preparation:
             )
 
     def _raw_files(self, name: str) -> list[_Raw]:
-        key = f"data.sources.{name}.path"
         found = []
-        for each in files.find(str(self.leaves[name].path), key):
+        for each in raw_files(self.cfg, name):
             status = each.stat()
             found.append(_Raw(str(each), each, status.st_size, status.st_mtime_ns, file_digest(each)))
         return found
@@ -168,19 +165,8 @@ class _Preparation:
         return vocabulary.provide(self.cfg, self.path / "tokenizer", jobs, chats)
 
     def _job(self, name: str) -> Job:
-        leaf, data = self.leaves[name], self.cfg.data
-        return Job(
-            source=name,
-            paths=tuple(each.name for each in self.raw[name]),
-            format=str(leaf.format),
-            template=resolve(leaf.template, str(leaf.format)),
-            validation_fraction=leaf.validation_fraction,
-            seq_len=data.seq_len,
-            truncate=data.over_length == "truncate_right",
-            switches=self.switched,
-            tokenizer=str(self.path / "tokenizer"),
-            folder=str(self.work / name),
-        )
+        paths = tuple(each.name for each in self.raw[name])
+        return job_of(self.cfg, name, paths, tokenizer=self.path / "tokenizer", folder=self.work / name)
 
     def _blocks(self, jobs: list[Job]) -> list[merge.Merged]:
         total = sum(each.bytes for found in self.raw.values() for each in found)
@@ -188,8 +174,8 @@ class _Preparation:
         fail = self.cfg.data.on_bad_row == "fail"
         with pool.workers(self.cfg.data.num_proc) as run, Progress(self.console, total) as progress:
             for job in jobs:
-                count = pool.process_source(job, self.leaves[job.source].rows, run, progress, stop_at_bad_row=fail)
-                merged.append(merge.collect(job, count))
+                whole = pool.process_source(job, self.leaves[job.source].rows, run, progress, stop_at_bad_row=fail)
+                merged.append(merge.collect(job, whole.blocks, whole.left_out))
                 if fail and merged[-1].duplicates:
                     raise pool.bad_row(next(merged[-1].quarantine()))
         return merged

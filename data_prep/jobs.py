@@ -1,0 +1,53 @@
+"""From a source in the config to the job that prepares it: its files, its templates and task lists read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from conf.errors import MissingInput
+from conf.schema import RunConfig, StyleConfig
+from data_prep import files, identity, selection, template_set
+from data_prep.block import Job
+from data_prep.clean import switches
+from data_prep.styles import Style
+from data_prep.template_set import Template
+from data_prep.templates import resolve
+
+
+def raw_files(cfg: RunConfig, name: str) -> list[Path]:
+    """The files of a source, sorted, without those of tasks that ``select.exclude`` names. Raises MissingInput."""
+    leaf, key = identity.leaves(cfg.data.sources)[name], f"data.sources.{name}"
+    chosen = selection.read(leaf.select, f"{key}.select")
+    found = files.find(str(leaf.path), f"{key}.path")
+    kept = [each for each in found if not chosen.leaves_out_file(str(each))]
+    if not kept:
+        raise MissingInput(f"{key}.select.exclude: all {len(found)} files at {leaf.path} are of tasks it leaves out.")
+    return kept
+
+
+def job_of(cfg: RunConfig, name: str, paths: tuple[str, ...], *, tokenizer: Path, folder: Path) -> Job:
+    """The job of a source. Raises MissingInput and BadData for its template set and its task list."""
+    leaf, data = identity.leaves(cfg.data.sources)[name], cfg.data
+    key = f"data.sources.{name}"
+    return Job(
+        source=name,
+        paths=paths,
+        format=str(leaf.format),
+        template=resolve(leaf.template, str(leaf.format)),
+        validation_fraction=leaf.validation_fraction,
+        seq_len=data.seq_len,
+        truncate=data.over_length == "truncate_right",
+        switches=switches(data.clean),
+        tokenizer=str(tokenizer),
+        folder=str(folder),
+        selection=selection.read(leaf.select, f"{key}.select"),
+        style=_style(leaf.style, data.style_seed, f"{key}.style") if leaf.style else None,
+    )
+
+
+def _style(style: StyleConfig, seed: int, key: str) -> Style:
+    templates: tuple[Template, ...] = (template_set.AS_GIVEN,)
+    if style.templates is not None:
+        path = template_set.locate(style.templates, f"{key}.templates")
+        templates = template_set.load(path, "zero" if style.shots == 0 else "few")
+    return Style(templates, style.shots, style.options, style.prompt_tokens, seed)
