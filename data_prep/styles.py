@@ -1,8 +1,9 @@
 """A row written out in a style: by a template of its set, after exemplars of its task, its options in some form.
 
 Everything that is drawn follows from (seed, task, row) and the number of exemplars the style asks for: the same for
-any number of processes and on every re-run. Templates go round robin over the rows of a task from a drawn start, as in FLAN, so each is used equally often. The
-column ``variant`` says what was taken: template + 64 * (1 + form of the options, 0 where they were not rewritten).
+any number of processes and on every re-run. Templates go round robin over the rows of a task from a drawn start, as in
+FLAN, so each is used equally often. The column ``variant`` says what was taken: the number of the template, plus
+64 * (1 + the form of the options) where these were rewritten.
 """
 
 from __future__ import annotations

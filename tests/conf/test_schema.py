@@ -125,7 +125,7 @@ def test_integers_do_where_numbers_are_wanted() -> None:
             {"data.sources.a.formt": "x"},
             (
                 "data.sources.a.formt: unknown key; did you mean data.sources.a.format? (keys here: format, "
-                "path, template, validation_fraction, rows, max_epochs, weight, rate, sources)"
+                "path, template, style, select, validation_fraction, rows, max_epochs, weight, rate, sources)"
             ),
         ),
         (
