@@ -3,7 +3,6 @@ same samples in the same order for any number of ranks. A few rows of each file 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import re
@@ -27,6 +26,7 @@ from data_prep.shards import Corpus, Split, open_corpus
 from data_prep.stream import Stream, rank_rows
 from data_prep.templates import plain_prompt
 from tests.data_prep import made
+from tests.data_prep.flan_files import COT_ROWS, HELD_OUT_TASKS, NIV2_ROWS, flan_files
 
 Real = Callable[[str], Path]
 STYLES = {
@@ -35,37 +35,11 @@ STYLES = {
     *(f"cot.zsopt.{kind}" for kind in ("direct", "inverted")),
     *(f"cot.fsopt.{kind}.{shots}" for kind in ("direct", "inverted") for shots in ("five", "some")),
 }
-HELD_OUT_TASKS = ("task664_", "task957_")
-COT_ROWS, NIV2_ROWS = 8, 20
-TASKS = ("task002_", "task126_", "task591_", *HELD_OUT_TASKS)
-
-
-def some_lines(source: Path, target: Path, keep: Callable[[int, bytes], bool]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lines = gzip.decompress(source.read_bytes()).splitlines(keepends=True)
-    kept = [line for number, line in enumerate(lines) if keep(number, line)]
-    target.write_bytes(gzip.compress(b"".join(kept), mtime=0))
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, real_data: Real) -> Path:
-    """CORRAL_DATA: some rows of every kind, in the folders and files of the whole."""
-    folder = tmp_path_factory.mktemp("flan")
-    for source in real_data("flan_cot").iterdir():
-        some_lines(source, folder / "flan_cot" / source.name, lambda number, line: number < COT_ROWS)
-    # 40 rows per template; of every tenth template the shorter ones of the first 12.
-    some_lines(
-        real_data("t0_sf/t0_sf_sample.jsonl.gz"),
-        folder / "t0_sf" / "t0_sf_sample.jsonl.gz",
-        lambda number, line: number // 40 % 10 == 3 and number % 40 < 12 and len(line) < 1200,
-    )
-    (folder / "niv2" / "tasks").mkdir(parents=True)
-    for source in real_data("niv2/tasks").iterdir():
-        if source.name.startswith(TASKS):
-            task = json.loads(gzip.decompress(source.read_bytes()))
-            task["Instances"] = task["Instances"][:NIV2_ROWS]
-            (folder / "niv2" / "tasks" / source.name.removesuffix(".gz")).write_text(json.dumps(task))
-    return folder
+    return flan_files(tmp_path_factory.mktemp("flan"), real_data)
 
 
 def config(root: Path, real_data: Real, name: str, *more: str) -> RunConfig:
