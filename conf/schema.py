@@ -13,20 +13,14 @@ from dataclasses import asdict
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from conf.checks import cross_checks
 from conf.errors import ConfigError
+from conf.kinds import STRICT, Count, Fraction, Name, Positive, PositiveFloat
 from conf.problems import field_problems, without
-
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+from conf.style import SelectConfig, StyleConfig
 
 
 def _no_boolean(value: Any) -> Any:
@@ -66,36 +60,6 @@ class RateConfig:
     cap: Positive | None = None
     scale: PositiveFloat = 1.0
     temperature: Annotated[float, Field(ge=1.0)] = 1.0
-
-
-@dataclass(frozen=True, config=STRICT)
-class StyleConfig:
-    """How FLAN 2022 writes rows out: a template set, zero-shot or after solved rows of the same task.
-
-    What is drawn for a row (template, exemplars, separator, form of the options) follows from ``data.style_seed``, the
-    task and the row's place in its file, so the corpus is the same for any number of processes.
-    """
-
-    templates: str | None = None
-    """A set of data_prep/template_sets by name, or a .jsonl file of your own. None: question and answer as they are."""
-    shots: Count | Literal["varied"] = 0
-    """Solved rows of the same task before the question. varied: 1 to 10, about 2.7 on average, as FLAN's x_shot."""
-    options: Literal["given", "none", "varied"] = "given"
-    """A list of options at the end of the question: as it stands, left out, or in one of 128 forms."""
-    prompt_tokens: Positive = 1920
-    """Longest prompt with exemplars, in tokens; exemplars are left out until it fits (FLAN's FEW_SHOT_MAX_LEN)."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class SelectConfig:
-    """Which rows of the files belong to the source. Only those are counted, by ``rows`` too."""
-
-    where: dict[str, str] = Field(default_factory=dict)
-    """Field -> value that a row must have, such as template_type: zs_opt."""
-    task: str | None = None
-    """Field with the name of a row's task. None: the task is the file, named without folder and endings."""
-    exclude: str | None = None
-    """A list of data_prep/task_lists by name, or a text file of your own: patterns of tasks that are left out."""
 
 
 @dataclass(frozen=True, config=STRICT)

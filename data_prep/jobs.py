@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from conf.errors import MissingInput
-from conf.schema import RunConfig, StyleConfig
+from conf.schema import RunConfig
+from conf.style import StyleConfig
 from data_prep import files, identity, selection, template_set
 from data_prep.block import Job
 from data_prep.clean import switches

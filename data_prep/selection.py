@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import BadData
-from conf.schema import SelectConfig
+from conf.style import SelectConfig
 from data_prep import files, template_set
 from data_prep.conversation import Rejected
 from data_prep.files import RawRow

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.errors import BadData, MissingInput
-from conf.schema import SelectConfig
+from conf.style import SelectConfig
 from data_prep import options, selection, styles, template_set
 from data_prep.conversation import Conversation, Message, Rejected
 from data_prep.exemplars import FEWEST, POOL, Pool, read
