@@ -23,7 +23,10 @@ class StyleConfig:
     shots: Count | Literal["varied"] = 0
     """Solved rows of the same task before the question. varied: 1 to 10, about 2.7 on average, as FLAN's x_shot."""
     options: Literal["given", "none", "varied"] = "given"
-    """A list of options at the end of the question: as it stands, left out, or in one of 128 forms."""
+    """A list of options at the end of the question: as it stands, left out, or in one of 128 forms.
+
+    Left out only where the answer is one of them; rewritten only where they are not lettered already.
+    """
     prompt_tokens: Positive = 1920
     """Longest prompt with exemplars, in tokens; exemplars are left out until it fits (FLAN's FEW_SHOT_MAX_LEN)."""
 

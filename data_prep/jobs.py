@@ -15,15 +15,15 @@ from data_prep.template_set import Template
 from data_prep.templates import resolve
 
 
-def raw_files(cfg: RunConfig, name: str) -> list[Path]:
-    """The files of a source, sorted, without those of tasks that ``select.exclude`` names. Raises MissingInput."""
+def raw_files(cfg: RunConfig, name: str) -> tuple[list[Path], list[Path]]:
+    """(files of a source, files left out because ``select.exclude`` names their task), sorted. Raises MissingInput."""
     leaf, key = identity.leaves(cfg.data.sources)[name], f"data.sources.{name}"
     chosen = selection.read(leaf.select, f"{key}.select")
     found = files.find(str(leaf.path), f"{key}.path")
     kept = [each for each in found if not chosen.leaves_out_file(str(each))]
     if not kept:
         raise MissingInput(f"{key}.select.exclude: all {len(found)} files at {leaf.path} are of tasks it leaves out.")
-    return kept
+    return kept, [each for each in found if each not in kept]
 
 
 def job_of(cfg: RunConfig, name: str, paths: tuple[str, ...], *, tokenizer: Path, folder: Path) -> Job:

@@ -8,12 +8,11 @@ rationale may speak of the letters.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 LIST = re.compile(r"(?:^|\n)[ \t]*(?:options|choices)[ \t]*:[ \t]*\n\s*", re.IGNORECASE)
 BULLET = re.compile(r"-\s+(?P<text>\S.*)")
-LETTERED = re.compile(r"\(?(?P<label>[A-Za-z])[).:]\s+(?P<text>\S.*)")
+LETTERED = re.compile(r"(?:-\s+)?\(?(?P<label>[A-Za-z])[).:]\s+(?P<text>\S.*)")
 
 STARTS = (
     "",
@@ -71,34 +70,39 @@ class Options:
         """Whether the answer can be said in that form: labels need an answer that is one of the options."""
         return number // len(JOINS) % (len(BARE) + len(LABELLED)) < len(BARE) or self.answer is not None
 
-    def answer_text(self) -> str | None:
-        """The answer for a question without the list, where the row's own is only a label."""
-        return self.texts[self.answer] if self.lettered and self.answer is not None else None
+    def answer_text(self) -> str:
+        """The answer for a question without the list; needs an ``answer``."""
+        return self.texts[self.answer or 0]
 
 
 def find(question: str, answer: str) -> Options | None:
     """The list at the end of ``question``, if there is one of two to 26 options."""
     for match in reversed(list(LIST.finditer(question))):
         lines = [line.strip() for line in question[match.end() :].split("\n") if line.strip()]
-        for pattern in (LETTERED, BULLET):
-            items = [pattern.fullmatch(line) for line in lines]
-            if 2 <= len(items) <= 26 and all(items):
-                found = [item for item in items if item]
-                lettered = pattern is LETTERED
-                texts = tuple(item["text"].strip() for item in found)
-                place = next(_places(found, texts, answer.strip(), lettered), None)
-                return Options(
-                    question[: match.start()].rstrip(), question[match.start() :].strip(), texts, place, lettered
-                )
+        if 2 <= len(lines) <= 26 and (items := _items(lines)):
+            stem, block = question[: match.start()].rstrip(), question[match.start() :].strip()
+            texts, lettered = tuple(text for _, text in items), bool(items[0][0])
+            return Options(stem, block, texts, _place(items, answer.strip()), lettered)
     return None
 
 
-def _places(items: list[re.Match[str]], texts: tuple[str, ...], answer: str, lettered: bool) -> Iterator[int]:
-    if len(set(texts)) < len(texts):
-        return
-    for place, (item, text) in enumerate(zip(items, texts, strict=True)):
-        if answer == text or (lettered and answer.strip("().:") == item["label"]):
-            yield place
+def _items(lines: list[str]) -> list[tuple[str, str]]:
+    """(label or "", text) of each line of a list; empty if it is none. Labels must count up from A."""
+    lettered = [match for match in map(LETTERED.fullmatch, lines) if match]
+    if [match["label"].upper() for match in lettered] == [chr(ord("A") + place) for place in range(len(lines))]:
+        return [(match["label"], match["text"].strip()) for match in lettered]
+    bullets = [match for match in map(BULLET.fullmatch, lines) if match]
+    return [("", match["text"].strip()) for match in bullets] if len(bullets) == len(lines) else []
+
+
+def _place(items: list[tuple[str, str]], answer: str) -> int | None:
+    """Which option the answer is, by its text or its label; None if none, or if two read alike."""
+    if len({text for _, text in items}) < len(items):
+        return None
+    named = (
+        place for place, (label, text) in enumerate(items) if answer == text or answer.strip("().:") == label != ""
+    )
+    return next(named, None)
 
 
 def _labelled(form: str, place: int) -> str:

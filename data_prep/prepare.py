@@ -116,6 +116,8 @@ class _Preparation:
         self.work = path / WORK
         self.console = Console(stderr=True)
         self.leaves = dict(sorted(identity.leaves(cfg.data.sources).items()))
+        self.left_out: dict[str, list[Path]] = {}
+        """Files that ``select`` leaves out, by source."""
         self.started = time.monotonic()
 
     def run(self) -> None:
@@ -143,7 +145,8 @@ class _Preparation:
 
     def _raw_files(self, name: str) -> list[_Raw]:
         found = []
-        for each in raw_files(self.cfg, name):
+        kept, self.left_out[name] = raw_files(self.cfg, name)
+        for each in kept:
             status = each.stat()
             found.append(_Raw(str(each), each, status.st_size, status.st_mtime_ns, file_digest(each)))
         return found
@@ -226,6 +229,7 @@ class _Preparation:
                 name: [{"path": each.name, "bytes": each.bytes, "xxh3": each.xxh3} for each in found]
                 for name, found in self.raw.items()
             },
+            "files_left_out": {name: [str(each) for each in found] for name, found in self.left_out.items() if found},
             "sources": {name: each.entry for name, each in written.items()},
         }
         try:

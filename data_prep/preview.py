@@ -70,7 +70,7 @@ def _made(cfg: RunConfig, words: Tokenizer, rows: int) -> Iterator[Shown]:
 
 
 def _usable(cfg: RunConfig, name: str, folder: Path) -> Iterator[Shown]:
-    paths = tuple(str(path) for path in jobs.raw_files(cfg, name))
+    paths = tuple(str(path) for path in jobs.raw_files(cfg, name)[0])
     (folder / name).mkdir()
     job = jobs.job_of(cfg, name, paths, tokenizer=folder / "tokenizer", folder=folder / name)
     pool.gather_exemplars(job, identity.leaves(cfg.data.sources)[name].rows)

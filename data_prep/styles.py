@@ -197,7 +197,7 @@ def _ask(style: Style, template: Template, parts: Parts, found: Options | None, 
 
 def _with_options(style: Style, parts: Parts, found: Options, form: int | None, has_place: bool) -> dict[str, str]:
     block, answer, question = found.block, None, parts["question"]
-    if style.options == "none":
+    if style.options == "none" and found.answer is not None:  # else the list says what kind of answer is meant
         block, answer, question = "", found.answer_text(), found.stem
     elif form is not None and not found.lettered:
         block, answer = found.form(form)

@@ -101,6 +101,8 @@ def test_mmlu_and_the_official_test_tasks_are_kept_out(corpus: Corpus) -> None:
         names = [Path(each["path"]).name for each in corpus.manifest["files"][style]]
         assert len(names) == 3
         assert not any(name.startswith(HELD_OUT_TASKS) for name in names)
+        left_out = sorted(Path(each).name[:8] for each in corpus.manifest["files_left_out"][style])
+        assert left_out == sorted(HELD_OUT_TASKS)
 
 
 def test_templates_are_used_alike_and_the_variant_says_which(corpus: Corpus, words: tokenizer.Tokenizer) -> None:
@@ -120,7 +122,7 @@ def test_few_shot_prompts_hold_solved_rows_of_the_same_task(
 ) -> None:
     """Against the raw rows: P3 rows stand in a prompt word for word, each followed by its answer."""
     cfg, source = config(root, real_data, "corpus"), "t0.fsopt"
-    paths = tuple(map(str, raw_files(cfg, source)))
+    paths = tuple(map(str, raw_files(cfg, source)[0]))
     job = job_of(cfg, source, paths, tokenizer=corpus.path / "tokenizer", folder=corpus.path)
     rows = {raw.row: conversation_of(raw.text, job, Counts()) for _, raw in pool.rows_of(job)}
     tasks = {raw.row: parse(raw.text)["template"] for _, raw in pool.rows_of(job)}

@@ -127,6 +127,12 @@ def test_options_are_found_where_they_are_a_list_at_the_end() -> None:
     assert lettered is not None
     assert (lettered.texts, lettered.answer, lettered.lettered) == (("300", "992"), 1, True)
     assert lettered.answer_text() == "992"
+    both = options.find("Which?\nOptions:\n\n- A: joy\n\n- B: pay", "B")
+    assert both is not None
+    assert (both.texts, both.answer, both.lettered) == (("joy", "pay"), 1, True)
+    names = options.find("Who?\nChoices:\n- J. Smith\n- K. Jones", "K. Jones")
+    assert names is not None
+    assert (names.texts, names.answer, names.lettered) == (("J. Smith", "K. Jones"), 1, False)
     spread = options.find("Which?\n\n Choices:\n\n- Muscle\n\n - Skin\n", "Bone")
     assert spread is not None
     assert (spread.stem, spread.texts, spread.answer) == ("Which?", ("Muscle", "Skin"), None)
@@ -168,6 +174,7 @@ def test_options_given_left_out_and_varied() -> None:
     assert styled("given", apart, BULLETS, "no") == [("Options:\n- yes\n- no\nIs it so?", "no")]
     assert styled("none", whole, BULLETS, "no") == [("Is it so?", "no")]
     assert styled("none", whole, LETTERS, "(B)") == [("How much?", "992")]
+    assert styled("none", whole, BULLETS, "perhaps") == [(BULLETS, "perhaps")]
     assert styled("none", Template("{question}\n\n{options_}", "{answer}"), BULLETS, "no") == [("Is it so?", "no")]
     assert styled("varied", whole, LETTERS, "(B)") == [(LETTERS, "(B)")]
     varied = styled("varied", whole, BULLETS, "no")
