@@ -196,6 +196,8 @@ class _Preparation:
         for each in merged:
             rows, lost = each.counts.rows, each.counts.rejected.total()
             name = f"data.sources.{each.job.source}"
+            if rows == 0 and each.left_out:
+                raise BadData(f"{name}.select: takes none of the {each.left_out:,} rows of its files; mend or drop it.")
             if rows == 0:
                 raise BadData(f"{name}: no rows in {', '.join(each.job.paths)}.")
             if lost > budget * rows or lost == rows:

@@ -199,6 +199,14 @@ def test_the_words_for_a_wrong_field(changes: dict[str, Any], line: str) -> None
         ({"data.sources.b": {"sources": {"c": {"path": "x"}}}}, ["data.sources.b.sources.c.format: missing"]),
         ({"data.sources.b": {"sources": {}}}, ["data.sources.b.sources: empty"]),
         (
+            {"data.sources.a.format": "sharegpt", "data.sources.a.style": {"shots": 2}},
+            ["data.sources.a.style: it writes one question and one answer, sharegpt rows have several turns"],
+        ),
+        (
+            {"data.sources.b": {"sources": {"c": RAW["data"]["sources"]["a"]}, "style": {}}},
+            ["data.sources.b: has sources below it, so style must stand"],
+        ),
+        (
             {"data.sources.a.format": "messages", "data.sources.a.template": "alpaca"},
             ["data.sources.a.template: alpaca holds one question", "template=chat"],
         ),

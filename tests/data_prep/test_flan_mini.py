@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from conf.compose import compose
-from conf.errors import MissingInput
+from conf.errors import BadData, MissingInput
 from conf.schema import RunConfig
 from data_prep import identity, pool, preview, selection, tokenizer
 from data_prep.block import Counts, conversation_of, is_held_out
@@ -254,3 +254,6 @@ def test_rows_passed_over_are_counted(tmp_path: Path) -> None:
     entries = corpus.manifest["sources"]
     assert [(entries[name]["rows"], entries[name]["left_out"]) for name in "ab"] == [(40, 40), (5, 4)]
     assert [corpus.split("train")["b"].origin(row)[1] for row in range(5)] == [0, 2, 4, 6, 8]
+    none = {"a": leaf | {"select": {"where": {"template_type": "zs"}}}}
+    with pytest.raises(BadData, match=r"data\.sources\.a\.select: takes none of the 80 rows"):
+        prepare(made.config(none, tmp_path / "none"), argv=[])
