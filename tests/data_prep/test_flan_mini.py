@@ -188,8 +188,12 @@ def test_the_corpus_does_not_depend_on_the_processes_but_on_the_seed(
     root: Path, real_data: Real, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "BLOCK_ROWS", 37)
-    assert digests(prepare(config(root, real_data, "two", "data.num_proc=2"), argv=[])) == digests(corpus.path)
-    assert digests(prepare(config(root, real_data, "other", "data.style_seed=1"), argv=[])) != digests(corpus.path)
+    words = ("~data.sources.t0", "~data.sources.cot", "data.num_proc=2")
+    two = prepare(config(root, real_data, "two", *words), argv=[])
+    other = prepare(config(root, real_data, "other", *words, "data.style_seed=1"), argv=[])
+    for source in ("niv2.zsopt", "niv2.fsopt"):
+        assert digests(two / source) == digests(corpus.path / source)
+        assert digests(other / source) != digests(corpus.path / source)
 
 
 def test_the_stream_is_the_same_for_one_to_four_ranks(root: Path, real_data: Real, corpus: Corpus) -> None:

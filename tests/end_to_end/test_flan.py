@@ -18,13 +18,13 @@ def test_one_and_two_ranks_have_the_same_ledger(
     monkeypatch.setenv("CORRAL_DATA", str(flan_files(tmp_path / "data", real_data)))
     arguments = [
         "data=flan_mini",
-        "data.stop={examples: 48, first_exhausted: null}",
+        "data.stop={examples: 24, first_exhausted: null}",
         f"data.prepared={tmp_path / 'corpus'}",
         "model=demo_llama",
         TINY_LLAMA.replace("256", "2560"),
         f"model.tokenizer={real_data('tokenizers/gpt2')}",
         "model.dtype=fp32",
-        "batch.global_size=3",
+        "batch.global_size=2",
         "tracker.wandb=disabled",
         "evaluation.at_end=false",
     ]
@@ -38,4 +38,4 @@ def test_one_and_two_ranks_have_the_same_ledger(
         ledgers.append(lines(run / "ledger.jsonl"))
     assert ledgers[0] == ledgers[1]
     assert len(ledgers[0]) >= 3
-    assert sum(line["samples"] for line in ledgers[0]) == 48
+    assert sum(line["samples"] for line in ledgers[0]) == 24
