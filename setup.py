@@ -17,7 +17,7 @@ setup(
     packages=find_packages(include=[pattern for floor in FLOORS for pattern in (floor, f"{floor}.*")]),
     package_data={
         "conf": ["*.yaml", "*/*.yaml"],
-        "data_prep": ["*.jinja", "*/*.jinja"],
+        "data_prep": ["*.jinja", "*/*.jinja", "template_sets/*.jsonl", "task_lists/*.txt"],
         "data_prep.demo": ["*.jsonl.gz", "words.txt"],
         "train": ["*.jinja", "*/*.jinja"],
     },

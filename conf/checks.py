@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 BYTE_ALPHABET = 256
 """Tokens of a byte-level BPE before it has learnt anything; two more are the special ones."""
-LEAF_ONLY = ("format", "path", "rows", "max_epochs")
+LEAF_ONLY = ("format", "path", "style", "select", "rows", "max_epochs")
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def _tree(path: str, nodes: Mapping[str, SourceConfig]) -> Iterator[Finding]:
             yield Finding(
                 (path,), f"{here}: a name cannot hold a dot, it separates the levels; use {name.replace('.', '-')}"
             )
-        if node.weight is not None and node.rate is not None:
+        if node.weight is not None and node.rate is not None and node.sources is None:
             yield Finding((here,), f"{here}: weight and rate are both set; keep one of them")
         yield from _leaf(here, node) if node.sources is None else _inner(here, node)
 
@@ -275,6 +275,11 @@ def _leaf(here: str, node: SourceConfig) -> Iterator[Finding]:
             (f"{here}.template", f"{here}.format"),
             f"{here}.template: alpaca holds one question and one answer, {node.format} rows have several turns; "
             f"use template=chat or leave it at auto",
+        )
+    if node.format in ("sharegpt", "messages") and node.style is not None:
+        yield Finding(
+            (f"{here}.style", f"{here}.format"),
+            f"{here}.style: it writes one question and one answer, {node.format} rows have several turns; take it away",
         )
 
 

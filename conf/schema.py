@@ -29,6 +29,7 @@ from conf.methods import (
     Tuning,
 )
 from conf.problems import field_problems, without
+from conf.style import SelectConfig, StyleConfig
 
 __all__ = [
     "BottleneckTuning", "FullTuning", "Ia3Tuning", "LoraTuning", "PrefixTuning", "PromptTuning", "RunConfig",
@@ -65,7 +66,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class RateConfig:
-    """Size-proportional weight: min(rows * scale, cap) ** (1 / temperature) (SeqIO, ``mixing_rate_num_examples``)."""
+    """Size-proportional weight: min(rows * scale, cap) ** (1 / temperature) (SeqIO, ``mixing_rate_num_examples``).
+
+    On an inner node it is the rate of every leaf below, and may stand beside the node's own ``weight``.
+    """
 
     cap: Positive | None = None
     scale: PositiveFloat = 1.0
@@ -76,7 +80,7 @@ class RateConfig:
 class SourceConfig:
     """A node of the source tree: a leaf has ``format`` and ``path``, an inner node has ``sources``."""
 
-    format: Literal["alpaca", "prompt_completion", "sharegpt", "messages", "flan_cot", "niv2", "p3"] | None = None
+    format: Literal["alpaca", "prompt_completion", "sharegpt", "messages", "flan_cot", "niv2", "p3", "qa"] | None = None
     path: str | None = None
     """A file, a folder or a glob; .json, .jsonl, .csv, .tsv (each also .gz or .zst), .parquet, .arrow. Or a data set of
     the Hugging Face hub, spelt ``hf://datasets/OWNER/NAME[@REVISION][:CONFIG][/SPLIT]`` (split: train), which is
@@ -86,6 +90,10 @@ class SourceConfig:
     Alpaca's, ``{prompt: question, completion: answer}`` GSM8K's as prompt_completion."""
     template: Literal["auto", "alpaca", "chat", "plain"] = "auto"
     """auto: alpaca -> alpaca, sharegpt and messages -> chat, all others -> plain."""
+    style: StyleConfig | None = None
+    """None: each row by itself, in its format's own words."""
+    select: SelectConfig | None = None
+    """None: all rows of the files."""
     validation_fraction: Fraction = 0.0
     """Share of rows held out, chosen by a hash of the normalised prompt: equal prompts fall on the same side."""
     rows: Positive | None = None
@@ -152,6 +160,8 @@ class DataConfig:
     """Also reject rows whose three-word runs overlap this much (Jaccard index, estimated by MinHash) with those of an
     earlier row of their source: 0.8 finds reworded questions, but also two about one long passage. None: exact only."""
     decontaminate: DecontaminateConfig | None = None
+    style_seed: Count = 0
+    """Seed of what preparation draws for sources with a ``style``; the order of samples follows the run's ``seed``."""
     num_proc: Positive = 1
     """Preparation processes. The corpus is the same for any number."""
     allow_change: bool = False

@@ -19,15 +19,22 @@ from typing import Any
 import numpy as np
 
 from conf.errors import StorageError
-from data_prep import chat, decontaminate, dedup, files
+from data_prep import chat, decontaminate, dedup, exemplars, files, styles
 from data_prep.clean import clean
 from data_prep.conversation import Conversation, Rejected, content_key, prompt_key
+from data_prep.exemplars import Pools
 from data_prep.files import RawRow
+from data_prep.selection import Selection
 from data_prep.sources import reader
+from data_prep.styles import Row, Style
 from data_prep.tokenizer import Tokenizer, load
 
 BLOCK_ROWS = 2_048
 """Rows per block. Fixed: the blocks are the same for any number of processes."""
+Encoded = tuple[list[int], list[int], int]
+"""Token ids, loss mask, variant."""
+Kept = tuple[list[int], list[int], int, int, int, Conversation]
+"""Encoded, then file, row, and what they were made of."""
 SHOWN_CHARACTERS = 100_000
 """Longest row_text in quarantine.jsonl; a longer row is cut there and says so."""
 
@@ -53,6 +60,13 @@ class Job:
     """Folder of the corpus's tokenizer."""
     folder: str
     """Where finished blocks go."""
+    selection: Selection
+    style: Style | None
+
+    @property
+    def exemplars(self) -> Path:
+        """The pools of a few-shot source."""
+        return Path(self.folder) / "exemplars.jsonl"
 
 
 @dataclass(frozen=True)
@@ -116,7 +130,9 @@ def is_held_out(conversation: Conversation, fraction: float) -> bool:
 
 def conversation_of(text: str, job: Job, counts: Counts) -> Conversation:
     """Parse, read and clean one row, count what the rules found, look for evaluation text; raises Rejected."""
-    conversation = reader(job.format, job.fields)(files.parse(text))
+    row = files.parse(text)
+    job.selection.check(row)
+    conversation = reader(job.format, job.fields)(row)
     cleaned = clean(conversation, job.switches)
     counts.found.update(cleaned.found)
     if cleaned.rejected is not None:
@@ -127,13 +143,23 @@ def conversation_of(text: str, job: Job, counts: Counts) -> Conversation:
     return cleaned.conversation
 
 
-_Kept = tuple[list[int], list[int], int, int, Conversation]
-"""Token ids, mask, file, row, and what they were made of."""
+def task_of(job: Job, file: int, raw: RawRow) -> str:
+    """The task of a row; raises Rejected if it has to be read from the row and is not there."""
+    row = files.parse(raw.text) if job.selection.task else {}
+    return job.selection.task_of(job.paths[file], row)
 
 
 def _tokenizer(folder: str) -> Tokenizer:
-    status = os.stat(folder)  # noqa: PTH116
-    return _loaded(folder, status.st_ino, status.st_mtime_ns)
+    return _loaded(folder, *_state(folder))
+
+
+def _pools(path: str) -> Pools:
+    return _read_pools(path, *_state(path))
+
+
+def _state(path: str) -> tuple[int, int]:
+    status = os.stat(path)  # noqa: PTH116
+    return status.st_ino, status.st_mtime_ns
 
 
 @lru_cache(maxsize=1)
@@ -141,9 +167,21 @@ def _loaded(folder: str, inode: int, modified_ns: int) -> Tokenizer:
     return load(folder)
 
 
+@lru_cache(maxsize=1)
+def _read_pools(path: str, inode: int, modified_ns: int) -> Pools:
+    return exemplars.read(Path(path))
+
+
 def process(job: Job, block: Block) -> int:
     """Turn a block into its two files; returns its index. Raises StorageError."""
     counts = Counts(rows=len(block.rows))
+    kept, quarantine = make(job, block.rows, counts)
+    _write(job, block.index, counts, quarantine, kept)
+    return block.index
+
+
+def make(job: Job, rows: Sequence[tuple[int, RawRow]], counts: Counts) -> tuple[list[Kept], list[dict[str, Any]]]:
+    """(samples, quarantine lines) of rows (index of the raw file, row); what happened is added to ``counts``."""
     quarantine: list[dict[str, Any]] = []
 
     def reject(file: int, raw: RawRow, rejected: Rejected) -> None:
@@ -151,31 +189,39 @@ def process(job: Job, block: Block) -> int:
         quarantine.append(quarantine_line(job.source, job.paths[file], raw.row, raw.text, rejected))
 
     read: list[tuple[int, RawRow, Conversation]] = []
-    for file, raw in block.rows:
+    for file, raw in rows:
         try:
+            task_of(job, file, raw)
             read.append((file, raw, conversation_of(raw.text, job, counts)))
         except Rejected as rejected:
             reject(file, raw, rejected)
-    encoded = chat.encode_batch([conversation for *_, conversation in read], job.template, _tokenizer(job.tokenizer))
-    kept: list[_Kept] = []
-    for (file, raw, conversation), outcome in zip(read, encoded, strict=True):
+    kept: list[Kept] = []
+    for (file, raw, conversation), outcome in zip(read, _encode(job, read), strict=True):
         fitted = _fit(outcome, job, counts)
         if isinstance(fitted, Rejected):
             reject(file, raw, fitted)
         else:
             kept.append((*fitted, file, raw.row, conversation))
     quarantine.sort(key=lambda line: (job.paths.index(line["file"]), line["row"]))
-    _write(job, block.index, counts, quarantine, kept)
-    return block.index
+    return kept, quarantine
 
 
-def _fit(
-    outcome: tuple[list[int], list[int]] | Rejected, job: Job, counts: Counts
-) -> tuple[list[int], list[int]] | Rejected:
+def _encode(job: Job, read: Sequence[tuple[int, RawRow, Conversation]]) -> Sequence[Encoded | Rejected]:
+    """Token ids, loss mask and variant of each row, in the source's style if it has one."""
+    tokenizer = _tokenizer(job.tokenizer)
+    if job.style is None:
+        outcomes = chat.encode_batch([conversation for *_, conversation in read], job.template, tokenizer)
+        return [each if isinstance(each, Rejected) else (*each, 0) for each in outcomes]
+    rows = [Row(task_of(job, file, raw), raw.row, conversation) for file, raw, conversation in read]
+    pools = _pools(str(job.exemplars)) if job.style.few_shot else {}
+    return styles.encode_batch(job.style, rows, pools, job.template, tokenizer, job.seq_len)
+
+
+def _fit(outcome: Encoded | Rejected, job: Job, counts: Counts) -> Encoded | Rejected:
     """Apply the length policy. A cut answer gets no EOS: it would teach the model to stop in mid-sentence."""
     if isinstance(outcome, Rejected):
         return outcome
-    ids, mask = outcome
+    ids, mask, variant = outcome
     if len(ids) <= job.seq_len:
         return outcome
     if not job.truncate:
@@ -183,7 +229,7 @@ def _fit(
     if not any(mask[1 : job.seq_len]):
         return Rejected("no_supervised_token", f"none among the first {job.seq_len} of {len(ids)} tokens")
     counts.truncated += 1
-    return ids[: job.seq_len], mask[: job.seq_len]
+    return ids[: job.seq_len], mask[: job.seq_len], variant
 
 
 def _write(
@@ -191,17 +237,19 @@ def _write(
     index: int,
     counts: Counts,
     quarantine: list[dict[str, Any]],
-    kept: Sequence[_Kept],
+    kept: Sequence[Kept],
 ) -> None:
     path = block_file(job.folder, index)
-    ids, masks, file, row, conversations = zip(*kept, strict=True) if kept else ((),) * 5
+    ids, masks, variant, file, row, conversations = zip(*kept, strict=True) if kept else ((),) * 6
     arrays = {
         "ids": np.array(list(chain.from_iterable(ids)), np.int32),
         "mask": np.array(list(chain.from_iterable(masks)), np.uint8),
         "lengths": np.array([len(each) for each in ids], np.int32),
         "source_file": np.array(file, np.int32),
         "row": np.array(row, np.int64),
+        "variant": np.array(variant, np.int16),
         "key": np.array([content_key(each) for each in conversations], np.uint64),
+        # By the bare row: every style of it falls on the same side of the split.
         "held_out": np.array([is_held_out(each, job.validation_fraction) for each in conversations], np.bool_),
     }
     if job.near_duplicates is not None:

@@ -175,7 +175,8 @@ def clean(conversation: Conversation, switched: Mapping[str, bool]) -> Cleaned:
     rejected = next((rule.name for rule in acting if rule.kind == "reject"), None)
     if normalised and rejected is None:
         messages = tuple(_normalise(message, normalised) for message in conversation.messages)
-        conversation = replace(conversation, messages=messages)
+        fields = {name: _normalise_text(text, normalised) for name, text in conversation.fields.items()}
+        conversation = replace(conversation, messages=messages, fields=fields)
         # What was only invisible characters is blank now.
         blank = [rule for rule in RULES[:2] if switched[rule.name] and rule.found(conversation)]
         rejected = blank[0].name if blank else None
@@ -183,11 +184,16 @@ def clean(conversation: Conversation, switched: Mapping[str, bool]) -> Cleaned:
 
 
 def _normalise(message: Message, rules: tuple[str, ...]) -> Message:
-    content, context = message.content, message.context
+    context = message.context
     if "noinput_placeholder" in rules and NOINPUT.fullmatch(context):
         context = ""
-    if "zero_width" in rules:
-        content, context = ZERO_WIDTH.sub("", content), ZERO_WIDTH.sub("", context)
-    if "carriage_return" in rules:
-        content, context = (text.replace("\r\n", "\n").replace("\r", "\n") for text in (content, context))
+    content, context = (_normalise_text(text, rules) for text in (message.content, context))
     return replace(message, content=content, context=context)
+
+
+def _normalise_text(text: str, rules: tuple[str, ...]) -> str:
+    if "zero_width" in rules:
+        text = ZERO_WIDTH.sub("", text)
+    if "carriage_return" in rules:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import xxhash
@@ -45,6 +45,8 @@ class Conversation:
     messages: tuple[Message, ...]
     tools: str | None = None
     """JSON list of the tools the assistant may call, as text."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """Parts of the row by name, for template sets, where a format knows more of them than question and answer."""
 
 
 def prompt_key(conversation: Conversation) -> int:

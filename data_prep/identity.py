@@ -12,8 +12,9 @@ from typing import Any
 
 from conf.errors import ConfigError
 from conf.schema import DataConfig, RunConfig, SourceConfig
-from data_prep import staging
+from data_prep import selection, staging, template_set
 from data_prep.clean import switches
+from data_prep.durable import file_digest
 from data_prep.shards import VERSION
 from data_prep.templates import resolve
 
@@ -47,7 +48,10 @@ def identity(cfg: RunConfig) -> dict[str, Any]:
     tokenizer: dict[str, Any] = {"reference": reference, "revision": revision}
     if reference == "train":
         tokenizer["vocab_size"] = cfg.model.vocab_size
-    sources = {name: _leaf(leaf) for name, leaf in sorted(leaves(cfg.data.sources).items())}
+    sources = {
+        name: _leaf(f"data.sources.{name}", leaf, cfg.data.style_seed)
+        for name, leaf in sorted(leaves(cfg.data.sources).items())
+    }
     return {
         "version": VERSION,
         "model": {"tokenizer": tokenizer},
@@ -60,7 +64,7 @@ def source_identity(cfg: RunConfig, name: str, **found: Any) -> str:
 
     ``found``: what is known only once preparation has begun: hashes of the files, the tokenizer's fingerprint.
     """
-    leaf = _leaf(leaves(cfg.data.sources)[name])
+    leaf = _leaf(f"data.sources.{name}", leaves(cfg.data.sources)[name], cfg.data.style_seed)
     return digest_of({"version": VERSION, "name": name, "leaf": leaf, "data": _row_settings(cfg.data), **found})
 
 
@@ -78,15 +82,26 @@ def _row_settings(data: DataConfig) -> dict[str, Any]:
     return found
 
 
-def _leaf(leaf: SourceConfig) -> dict[str, Any]:
-    found = {
+def _leaf(key: str, leaf: SourceConfig, seed: int) -> dict[str, Any]:
+    content: dict[str, Any] = {
         "format": leaf.format,
         "path": leaf.path,
         "template": resolve(leaf.template, str(leaf.format)),
         "validation_fraction": leaf.validation_fraction,
         "rows": leaf.rows,
     }
-    return found | ({"fields": dict(leaf.fields)} if leaf.fields else {})
+    # Absent where they are not used, so that a corpus without them keeps its name.
+    if leaf.fields:
+        content["fields"] = dict(leaf.fields)
+    if leaf.style is not None:
+        name = leaf.style.templates
+        digest = name and file_digest(template_set.locate(name, f"{key}.style.templates"))
+        content["style"] = asdict(leaf.style) | {"seed": seed, "templates_xxh3": digest}
+    if leaf.select is not None:
+        name = leaf.select.exclude
+        digest = name and file_digest(selection.locate(name, f"{key}.select.exclude"))
+        content["select"] = asdict(leaf.select) | {"exclude_xxh3": digest}
+    return content
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
@@ -132,6 +147,7 @@ def prepare_command(cfg: RunConfig, argv: Sequence[str] | None = None) -> str:
     words = ["~data.sources", f"+data.sources={{{sources}}}", f"model.tokenizer={_quoted(reference)}"]
     words += [f"model.vocab_size={cfg.model.vocab_size}"] if reference == "train" else []
     words += [f"model.path={_quoted(reference)}", f"model.revision={_quoted(revision)}"] if revision else []
+    words += [f"data.style_seed={cfg.data.style_seed}"] if cfg.data.style_seed else []
     words += [f"data.seq_len={cfg.data.seq_len}", f"data.over_length={cfg.data.over_length}"]
     words += [f"+data.clean.{name}={str(on).lower()}" for name, on in cfg.data.clean.items()]
     words += [f"data.near_duplicates={cfg.data.near_duplicates}"] if cfg.data.near_duplicates is not None else []
@@ -156,4 +172,16 @@ def _flow(node: SourceConfig) -> str:
     parts += [f"rows: {node.rows}"] if node.rows else []
     fields = ", ".join(f"{ours}: {json.dumps(theirs)}" for ours, theirs in node.fields.items())
     parts += [f"fields: {{{fields}}}"] if fields else []
+    parts += [f"style: {_flow_values(asdict(node.style))}"] if node.style else []
+    parts += [f"select: {_flow_values(asdict(node.select))}"] if node.select else []
     return "{" + ", ".join(parts) + "}"
+
+
+def _flow_values(content: Mapping[str, Any]) -> str:
+    """Settings as a Hydra dict, without those that are not set."""
+    shown = [
+        f"{key}: {_flow_values(value) if isinstance(value, Mapping) else json.dumps(value)}"
+        for key, value in content.items()
+        if value not in (None, {})
+    ]
+    return "{" + ", ".join(shown) + "}"

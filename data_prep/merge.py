@@ -32,6 +32,10 @@ class Finished(Protocol):
         """Rows that went in."""
 
     @property
+    def left_out(self) -> int:
+        """Rows of the files that ``select`` passed over."""
+
+    @property
     def rejected(self) -> Counter[str]: ...
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
@@ -47,6 +51,8 @@ class Merged:
 
     job: Job
     blocks: int
+    left_out: int = 0
+    """Rows of the files that ``select`` passed over."""
     counts: Counts = field(default_factory=Counts)
     repeats: dict[int, dedup.Repeat] = field(default_factory=dict)
     """Rows that are left out, by place among the kept rows of all blocks in order."""
@@ -86,6 +92,7 @@ class Merged:
         counts = self.counts
         return {
             "rows": counts.rows,
+            "left_out": self.left_out,
             "rejected": dict(sorted(counts.rejected.items())),
             "normalised": dict(sorted(counts.normalised.items())),
             "found": dict(sorted(counts.found.items())),
@@ -96,9 +103,9 @@ class Merged:
         }
 
 
-def collect(job: Job, blocks: int) -> Merged:
+def collect(job: Job, blocks: int, left_out: int) -> Merged:
     """Counts of all blocks of a source, with the duplicates found among them."""
-    merged = Merged(job, blocks)
+    merged = Merged(job, blocks, left_out)
     for index in range(blocks):
         merged.counts.add(read_outcome(block_file(job.folder, index)).counts)
     if blocks:
@@ -165,11 +172,11 @@ def samples(merged: Merged) -> Iterator[tuple[Sample, bool]]:
     """(sample, held out) of all rows that are kept, in order of file and row."""
     place = 0
     for index in range(merged.blocks):
-        block = _arrays(merged.job, index, "ids", "mask", "lengths", "source_file", "row", "held_out")
+        block = _arrays(merged.job, index, "ids", "mask", "lengths", "source_file", "row", "variant", "held_out")
         ends = np.cumsum(block["lengths"]).tolist()
         for row, end in enumerate(ends):
             start = end - int(block["lengths"][row])
             if place not in merged.repeats:
-                origin = int(block["source_file"][row]), int(block["row"][row])
+                origin = (int(block[name][row]) for name in ("source_file", "row", "variant"))
                 yield Sample(block["ids"][start:end], block["mask"][start:end], *origin), bool(block["held_out"][row])
             place += 1

@@ -10,13 +10,26 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from conf.errors import BadData, OutOfMemory
-from data_prep import raw
-from data_prep.block import BLOCK_ROWS, Block, Job, block_file, process, read_outcome
+from data_prep import exemplars, raw, styles
+from data_prep.block import (
+    BLOCK_ROWS,
+    Block,
+    Counts,
+    Job,
+    block_file,
+    conversation_of,
+    is_held_out,
+    process,
+    read_outcome,
+    task_of,
+)
+from data_prep.conversation import Rejected
 from data_prep.durable import commit
 from data_prep.files import RawRow
 from data_prep.progress import Progress
@@ -51,18 +64,28 @@ def _run_here(job: Job, block: Block) -> Future[int]:
     return done
 
 
+@dataclass
+class Whole:
+    """A source whose blocks are all made."""
+
+    blocks: int = 0
+    left_out: int = 0
+    """Rows that ``select`` passed over."""
+
+
 def process_source(
     job: Job, limit: int | None, run: tuple[Run, int], progress: Progress, *, stop_at_bad_row: bool
-) -> int:
-    """Make all blocks of a source; returns their number. ``limit``: only the first so many rows."""
-    whole = Path(job.folder) / "whole.json"
-    if whole.is_file():
+) -> Whole:
+    """Make all blocks of a source. ``limit``: only the first so many of its rows."""
+    mark = Path(job.folder) / "whole.json"
+    if mark.is_file():
         progress.file_done(sum(raw.size(name) for name in job.paths))
-        return int(json.loads(whole.read_text()))
+        return Whole(**json.loads(mark.read_text()))
     Path(job.folder).mkdir(parents=True, exist_ok=True)
+    gather_exemplars(job, limit)
     submit, most = run
     flying: deque[tuple[int, Block, Future[int] | None]] = deque()
-    count = 0
+    whole = Whole()
 
     def land() -> None:
         index, block, future = flying.popleft()
@@ -71,16 +94,34 @@ def process_source(
         if stop_at_bad_row and (bad := read_outcome(block_file(job.folder, index)).quarantine):
             raise bad_row(bad[0])
 
-    for block in _blocks(job, limit, progress):
+    for block in _blocks(job, limit, progress, whole):
         finished = block_file(job.folder, block.index).is_file()
         flying.append((block.index, block, None if finished else submit(job, block)))
-        count = block.index + 1
+        whole.blocks += 1
         if len(flying) >= most:
             land()
     while flying:
         land()
-    commit(whole, json.dumps(count).encode())
-    return count
+    commit(mark, json.dumps(vars(whole)).encode())
+    return whole
+
+
+def gather_exemplars(job: Job, limit: int | None) -> None:
+    """Write the pools of a few-shot source, unless that was done: one more reading of its files."""
+    if job.style is None or not job.style.few_shot or job.exemplars.is_file():
+        return
+    pool = exemplars.Pool(job.style.seed)
+    for file, each in islice(rows_of(job), limit):
+        try:
+            task = task_of(job, file, each)
+            if pool.wants(task, each.row):
+                conversation = conversation_of(each.text, job, Counts())
+                styles.parts_of(conversation)
+                if not is_held_out(conversation, job.validation_fraction):
+                    pool.add(task, each.row, conversation)
+        except Rejected:
+            continue  # named and kept in quarantine when the blocks are made
+    pool.write(job.exemplars)
 
 
 def _wait(future: Future[int] | None, job: Job) -> None:
@@ -103,16 +144,24 @@ def bad_row(line: dict[str, Any]) -> BadData:
     )
 
 
-def _blocks(job: Job, limit: int | None, progress: Progress) -> Iterator[Block]:
-    rows = islice(_rows(job, progress), limit)
+def _blocks(job: Job, limit: int | None, progress: Progress, whole: Whole) -> Iterator[Block]:
+    rows = islice(_rows(job, whole, progress.file_done), limit)
     index = 0
     while part := list(islice(rows, BLOCK_ROWS)):
         yield Block(index, part)
         index += 1
 
 
-def _rows(job: Job, progress: Progress) -> Iterator[tuple[int, RawRow]]:
+def rows_of(job: Job) -> Iterator[tuple[int, RawRow]]:
+    """(index of the file, row) of the source's own rows, in order."""
+    return _rows(job, Whole(), lambda size: None)
+
+
+def _rows(job: Job, whole: Whole, file_done: Callable[[int], None]) -> Iterator[tuple[int, RawRow]]:
     for file, name in enumerate(job.paths):
-        for each in raw.rows(name):
-            yield file, each
-        progress.file_done(raw.size(name))
+        for each, chosen in job.selection.rows(name):
+            if chosen:
+                yield file, each
+            else:
+                whole.left_out += 1
+        file_done(raw.size(name))

@@ -27,12 +27,11 @@ from conf.errors import BadData, CannotCreate, ConfigError, StorageError
 from conf.schema import RunConfig
 from data_prep import decontaminate, identity, merge, pool, raw, reuse, vocabulary
 from data_prep.block import Job
-from data_prep.clean import switches
 from data_prep.durable import commit, file_digest
+from data_prep.jobs import job_of, raw_files
 from data_prep.progress import Progress
 from data_prep.shards import MANIFEST, VERSION, open_corpus, read_manifest
 from data_prep.staging import is_remote
-from data_prep.templates import resolve
 from data_prep.tokenizer import Tokenizer
 
 WORK = ".work"
@@ -113,12 +112,14 @@ class _Preparation:
         self.work = path / WORK
         self.console = Console(stderr=True)
         self.leaves = dict(sorted(identity.leaves(cfg.data.sources).items()))
-        self.switched = switches(cfg.data.clean)
+        """Files that ``select`` leaves out, by source."""
         self.started = time.monotonic()
 
     def run(self) -> None:
         self._refuse_foreign_files()
-        self.raw = {name: raw.find(str(leaf.path), f"data.sources.{name}.path") for name, leaf in self.leaves.items()}
+        found = {name: raw_files(self.cfg, name) for name in self.leaves}
+        self.raw = {name: kept for name, (kept, _) in found.items()}
+        self.left_out = {name: others for name, (_, others) in found.items()}
         self.evaluation = self._evaluation_files()
         self.overlap = self._overlap()
         tokenizer = self._tokenizer()
@@ -208,22 +209,9 @@ class _Preparation:
         commit(mark, json.dumps(now).encode())
 
     def _job(self, name: str) -> Job:
-        leaf, data = self.leaves[name], self.cfg.data
-        return Job(
-            source=name,
-            paths=tuple(each.name for each in self.raw[name]),
-            format=str(leaf.format),
-            fields=leaf.fields,
-            template=resolve(leaf.template, str(leaf.format)),
-            validation_fraction=leaf.validation_fraction,
-            seq_len=data.seq_len,
-            truncate=data.over_length == "truncate_right",
-            switches=self.switched,
-            overlap=self.overlap,
-            near_duplicates=data.near_duplicates,
-            tokenizer=str(self.path / "tokenizer"),
-            folder=str(self.work / name),
-        )
+        paths = tuple(each.name for each in self.raw[name])
+        folders = {"tokenizer": self.path / "tokenizer", "folder": self.work / name}
+        return job_of(self.cfg, name, paths, overlap=self.overlap, **folders)
 
     def _blocks(self, jobs: list[Job]) -> list[merge.Merged]:
         total = sum(each.bytes for found in self.raw.values() for each in found)
@@ -231,8 +219,8 @@ class _Preparation:
         fail = self.cfg.data.on_bad_row == "fail"
         with pool.workers(self.cfg.data.num_proc) as run, Progress(self.console, total) as progress:
             for job in jobs:
-                count = pool.process_source(job, self.leaves[job.source].rows, run, progress, stop_at_bad_row=fail)
-                merged.append(merge.collect(job, count))
+                whole = pool.process_source(job, self.leaves[job.source].rows, run, progress, stop_at_bad_row=fail)
+                merged.append(merge.collect(job, whole.blocks, whole.left_out))
                 if fail and merged[-1].repeats:
                     raise pool.bad_row(next(merged[-1].quarantine()))
         return merged
@@ -248,6 +236,8 @@ class _Preparation:
         for each in sources:
             rows, lost = each.rows, each.rejected.total()
             name = f"data.sources.{each.source}"
+            if rows == 0 and each.left_out:
+                raise BadData(f"{name}.select: takes none of the {each.left_out:,} rows of its files; mend or drop it.")
             if rows == 0:
                 raise BadData(f"{name}: no rows in {', '.join(found.name for found in self.raw[each.source])}.")
             if lost > budget * rows or lost == rows:
@@ -277,6 +267,7 @@ class _Preparation:
             "max_tokens": max(each["max_tokens"] for each in entries.values()),
             "min_vocab": max(each["min_vocab"] for each in entries.values()),
             "files": {name: _as_entries(found) for name, found in self.raw.items()},
+            "files_left_out": {name: found for name, found in self.left_out.items() if found},
             "evaluation_files": _as_entries(self.evaluation),
             "sources": entries,
         }

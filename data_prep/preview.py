@@ -11,20 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
 from conf.compose import config_from_argv
 from conf.errors import ConfigError, MissingInput, leave_with_code
 from conf.schema import RunConfig
-from data_prep import chat, files, identity, marks, raw, tokenizer
-from data_prep.clean import clean, switches
-from data_prep.conversation import Rejected
+from data_prep import identity, jobs, marks, pool, tokenizer
+from data_prep.block import Counts, make
 from data_prep.report import sample_rows
 from data_prep.report_html import document
 from data_prep.shards import MANIFEST, open_corpus
-from data_prep.sources import reader
-from data_prep.templates import resolve
 from data_prep.tokenizer import Tokenizer
 
 EXTRA = {"rows": "samples shown per source (default 3)", "html": "write an HTML page to this file instead"}
@@ -55,29 +53,31 @@ def samples(cfg: RunConfig, rows: int) -> tuple[Tokenizer, Iterator[Shown]]:
 def _prepared(path: Path, rows: int) -> Iterator[Shown]:
     for name, split in open_corpus(path, verify="sizes").split("train").items():
         for row in sample_rows(split, rows):
-            file, index, _ = split.origin(row)
             ids, mask = split.tokens(row)
-            yield Shown(name, f"row {index} of {file}", ids.tolist(), mask.tolist())
+            yield Shown(name, _origin(*split.origin(row)), ids.tolist(), mask.tolist())
+
+
+def _origin(file: str, row: int, variant: int) -> str:
+    """Where a sample comes from; the variant only where there is a choice of them (see data_prep/styles.py)."""
+    return f"row {row} of {file}" + (f", variant {variant}" if variant else "")
 
 
 def _made(cfg: RunConfig, words: Tokenizer, rows: int) -> Iterator[Shown]:
-    for name in sorted(identity.leaves(cfg.data.sources)):
-        yield from islice(_usable(cfg, name, words), rows)
+    with TemporaryDirectory() as folder:
+        words.save(Path(folder) / "tokenizer")
+        for name in sorted(identity.leaves(cfg.data.sources)):
+            yield from islice(_usable(cfg, name, Path(folder)), rows)
 
 
-def _usable(cfg: RunConfig, name: str, words: Tokenizer) -> Iterator[Shown]:
-    leaf = identity.leaves(cfg.data.sources)[name]
-    template, switched = resolve(leaf.template, str(leaf.format)), switches(cfg.data.clean)
-    read = reader(str(leaf.format), leaf.fields)
-    for found in raw.find(str(leaf.path), f"data.sources.{name}.path"):
-        for each in raw.rows(found.name):
-            try:
-                cleaned = clean(read(files.parse(each.text)), switched)
-                if cleaned.rejected is None:
-                    encoded = chat.encode(cleaned.conversation, template, words)
-                    yield Shown(name, f"row {each.row} of {found.name}", *encoded)
-            except Rejected:
-                continue  # a preview shows what would be kept; preparation names the rest
+def _usable(cfg: RunConfig, name: str, folder: Path) -> Iterator[Shown]:
+    paths = tuple(each.name for each in jobs.raw_files(cfg, name)[0])
+    (folder / name).mkdir()
+    job = jobs.job_of(cfg, name, paths, tokenizer=folder / "tokenizer", folder=folder / name)
+    pool.gather_exemplars(job, identity.leaves(cfg.data.sources)[name].rows)
+    for file, raw in pool.rows_of(job):
+        kept, _ = make(job, [(file, raw)], Counts())  # what is refused is named when the corpus is prepared
+        for ids, mask, variant, *_ in kept:
+            yield Shown(name, _origin(paths[file], raw.row, variant), ids, mask)
 
 
 def main() -> None:

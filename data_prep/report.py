@@ -79,6 +79,7 @@ def _source(entry: dict[str, Any], clean: dict[str, bool]) -> dict[str, Any]:
     keys = ("rows", "rejected", "normalised", "found", "truncated")
     return {
         **{key: entry[key] for key in keys},
+        "left_out": entry.get("left_out", 0),
         "flagged": {rule: count for rule, count in entry["found"].items() if not clean[rule]},
         "kept": {name: part["rows"] for name, part in splits.items()},
         "tokens": tokens,
@@ -167,6 +168,8 @@ def show(report: dict[str, Any], console: Console) -> None:
                 soft_wrap=True,
             )
             console.print(f"  {_bars(lengths['histogram'])}", highlight=False)
+        if source["left_out"]:
+            console.print(f"  {source['left_out']:,} further rows of its files were left out by select")
         if source["truncated"]:
             console.print(f"  {source['truncated']:,} rows were cut at {report['seq_len']} tokens")
         if source["found"] or source["rejected"]:

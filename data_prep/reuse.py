@@ -34,6 +34,10 @@ class Reused:
         return int(self.entry["rows"])
 
     @property
+    def left_out(self) -> int:
+        return int(self.entry["left_out"])
+
+    @property
     def rejected(self) -> Counter[str]:
         return Counter(self.entry["rejected"])
 

@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Template] = {
     "flan_cot": "plain",
     "niv2": "plain",
     "p3": "plain",
+    "qa": "plain",
 }
 """Template of each source format with ``template: auto``."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conf.errors import ConfigError, InternalError
 from conf.schema import RunConfig
-from data_prep import raw, tokenizer
+from data_prep import tokenizer
 from data_prep.block import Counts, Job, conversation_of, is_held_out
 from data_prep.conversation import Rejected
 from data_prep.identity import tokenizer_reference
@@ -64,7 +64,7 @@ def _texts(jobs: list[Job]) -> Iterator[str]:
 
 def _source_texts(job: Job) -> Iterator[str]:
     for path in job.paths:
-        for each in raw.rows(path):
+        for each in (row for row, chosen in job.selection.rows(path) if chosen):
             try:
                 conversation = conversation_of(each.text, job, Counts())
                 if is_held_out(conversation, job.validation_fraction):

@@ -16,13 +16,17 @@ INSTRUCTION = "Answer the following question. Reason step by step first, then st
 
 
 def read(row: Mapping[str, Any]) -> Conversation:
-    """The question as context of a fixed instruction; the rationale, then "The answer is ...", as the answer."""
+    """The question as context of a fixed instruction; the rationale, then "The answer is ...", as the answer.
+
+    A template set finds ``question``, ``answer`` and ``chain_of_thought``, FLAN's own names.
+    """
     question, answer, rationale = (_unescaped(field, name) for field, name in zip(_fields(row), COLUMNS, strict=True))
     return Conversation(
         (
             Message("user", INSTRUCTION, context=question),
             Message("assistant", f"{rationale}\nThe answer is {answer}."),
-        )
+        ),
+        fields={"question": question, "answer": answer, "chain_of_thought": rationale},
     )
 
 

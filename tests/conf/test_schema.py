@@ -131,7 +131,7 @@ def test_integers_do_where_numbers_are_wanted() -> None:
             {"data.sources.a.formt": "x"},
             (
                 "data.sources.a.formt: unknown key; did you mean data.sources.a.format? (keys here: format, "
-                "path, fields, template, validation_fraction, rows, max_epochs, weight, rate, sources)"
+                "path, fields, template, style, select, validation_fraction, rows, max_epochs, weight, rate, sources)"
             ),
         ),
         (
@@ -229,6 +229,14 @@ def test_the_words_for_a_wrong_field(changes: dict[str, Any], line: str) -> None
         ({"data.sources.a.sources": RAW["data"]["sources"]}, ["data.sources.a: has sources below it, so format, path"]),
         ({"data.sources.b": {"sources": {"c": {"path": "x"}}}}, ["data.sources.b.sources.c.format: missing"]),
         ({"data.sources.b": {"sources": {}}}, ["data.sources.b.sources: empty"]),
+        (
+            {"data.sources.a.format": "sharegpt", "data.sources.a.style": {"shots": 2}},
+            ["data.sources.a.style: it writes one question and one answer, sharegpt rows have several turns"],
+        ),
+        (
+            {"data.sources.b": {"sources": {"c": RAW["data"]["sources"]["a"]}, "style": {}}},
+            ["data.sources.b: has sources below it, so style must stand"],
+        ),
         (
             {"data.sources.a.format": "messages", "data.sources.a.template": "alpaca"},
             ["data.sources.a.template: alpaca holds one question", "template=chat"],

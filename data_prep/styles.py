@@ -1,0 +1,208 @@
+"""A row written out in a style: by a template of its set, after exemplars of its task, its options in some form.
+
+Everything that is drawn follows from (seed, task, row) and the number of exemplars the style asks for: the same for
+any number of processes and on every re-run. Templates go round robin over the rows of a task from a drawn start, as in
+FLAN, so each is used equally often. The column ``variant`` says what was taken: the number of the template, plus
+64 * (1 + the form of the options) where these were rewritten.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from typing import Literal
+
+import numpy as np
+
+from data_prep import chat, options
+from data_prep.conversation import Conversation, Message, Rejected, prompt_key
+from data_prep.exemplars import Pools
+from data_prep.options import Options
+from data_prep.permutation import key_of, permute
+from data_prep.template_set import MOST, PLACE, Template, fill
+from data_prep.templates import plain_prompt
+from data_prep.tokenizer import Tokenizer
+
+SEPARATORS = ("\n", "\n\n", "\n\n\n")
+"""What may stand between two exemplars (FLAN's mix_five_shot)."""
+VARIED = (1, 10)
+"""Fewest and most exemplars of ``shots: varied``."""
+
+Parts = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Style:
+    """A source's ``style``, with its templates read. Plain values, so that it travels between processes."""
+
+    templates: tuple[Template, ...]
+    shots: int | Literal["varied"]
+    options: Literal["given", "none", "varied"]
+    prompt_tokens: int
+    seed: int
+
+    @property
+    def few_shot(self) -> bool:
+        return self.shots != 0
+
+
+@dataclass(frozen=True)
+class Row:
+    task: str
+    number: int
+    """Its place in its file."""
+    conversation: Conversation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A row with everything drawn and every template filled; only how many exemplars fit is still open."""
+
+    head: str
+    exemplars: tuple[str, ...]
+    separator: str
+    question: str
+    answer: Message
+    variant: int
+
+    def conversation(self, shots: int) -> Conversation:
+        """One question, with the first ``shots`` exemplars in it, and one answer."""
+        prompt = self.head + self.separator.join([*self.exemplars[:shots], self.question])
+        return Conversation((Message("user", prompt), self.answer))
+
+
+def encode_batch(
+    style: Style, rows: Sequence[Row], pools: Pools, template: str, tokenizer: Tokenizer, seq_len: int
+) -> list[tuple[list[int], list[int], int] | Rejected]:
+    """(token ids, loss mask, variant) of each row, or why there is none.
+
+    A few-shot prompt loses exemplars, the last ones first, until it has at most ``style.prompt_tokens`` tokens and the
+    sample at most ``seq_len``; a row that has no room for one is refused as ``no_exemplar_fits``.
+    """
+    done: dict[int, tuple[list[int], list[int], int] | Rejected] = {}
+    open_: dict[int, tuple[Plan, int]] = {}
+    for place, row in enumerate(rows):
+        try:
+            made = plan(style, row, pools)
+            open_[place] = made, len(made.exemplars)
+        except Rejected as rejected:
+            done[place] = rejected
+    while open_:
+        encoded = chat.encode_batch([made.conversation(shots) for made, shots in open_.values()], template, tokenizer)
+        for place, outcome in zip(list(open_), encoded, strict=True):
+            made, shots = open_.pop(place)
+            if isinstance(outcome, Rejected):
+                done[place] = outcome
+            elif not style.few_shot or (outcome[1].index(1) <= style.prompt_tokens and len(outcome[0]) <= seq_len):
+                done[place] = (*outcome, made.variant)
+            elif shots > 1:
+                open_[place] = made, shots - 1
+            else:
+                done[place] = Rejected("no_exemplar_fits", f"{len(outcome[0])} tokens with one exemplar")
+    return [done[place] for place in range(len(rows))]
+
+
+def plan(style: Style, row: Row, pools: Pools) -> Plan:
+    """Draw and fill; raises Rejected: not one question and one answer, a place without text, no exemplar."""
+    chosen = (row.number + _key(style, "template", row.task)) % len(style.templates)
+    template = style.templates[chosen]
+    rows = [parts_of(row.conversation)] + [parts_of(each) for each in _exemplars(style, row, pools)]
+    lists = [options.find(parts["question"], parts["answer"]) for parts in rows]
+    form = _form(style, row, lists)
+    asked = [_ask(style, template, parts, found, form) for parts, found in zip(rows, lists, strict=True)]
+    (question, answer), exemplars = asked[0], asked[1:]
+    separator = template.separator or SEPARATORS[_draw(style, "separator", row, len(SEPARATORS))]
+    return Plan(
+        head=fill(template.head, rows[0]),
+        exemplars=tuple(plain_prompt(Message("user", each)) + target for each, target in exemplars),
+        separator=separator,
+        question=question,
+        answer=Message("assistant", answer, supervised=row.conversation.messages[-1].supervised),
+        variant=chosen + (0 if form is None else MOST * (1 + form)),
+    )
+
+
+def parts_of(conversation: Conversation) -> Parts:
+    """What templates may ask for: FLAN's names for the parts of any row, and the fields of formats that have more."""
+    roles = [message.role for message in conversation.messages]
+    if roles != ["user", "assistant"]:
+        raise Rejected("not_single_turn", f"a style holds one question and one answer, not {roles}")
+    asked, answer = conversation.messages
+    names = {"question": asked.text, "instruction": asked.content, "Definition": asked.content, "input": asked.context}
+    return names | {"answer": answer.content, "output": answer.content} | dict(conversation.fields)
+
+
+def _key(style: Style, purpose: str, *of: int | str) -> int:
+    return key_of(style.seed, f"{purpose} {style.shots}", *of)
+
+
+def _draw(style: Style, purpose: str, row: Row, choices: int) -> int:
+    return _key(style, purpose, row.task, row.number) % choices
+
+
+def _exemplars(style: Style, row: Row, pools: Pools) -> list[Conversation]:
+    """Rows of the pool in drawn order, the row itself and others with its prompt left out."""
+    if not style.few_shot:
+        return []
+    pool, wanted = pools.get(row.task, ()), _wanted(style, row)
+    key = _key(style, "exemplars", row.task, row.number)
+    # One more than wanted: at most one row of the pool has this row's prompt.
+    order = permute(np.arange(min(len(pool), wanted + 1)), len(pool), key).tolist() if pool else []
+    own = prompt_key(row.conversation)
+    found = [pool[place] for place in order if prompt_key(pool[place]) != own][:wanted]
+    if not found:
+        raise Rejected("no_exemplar", f"task {row.task} has no other usable row to train on")
+    return found
+
+
+def _wanted(style: Style, row: Row) -> int:
+    if style.shots != "varied":
+        return style.shots
+    bounds = _varied_bounds()
+    drawn = _key(style, "shots", row.task, row.number) * bounds[-1] >> 64
+    return VARIED[0] + sum(drawn >= bound for bound in bounds[:-1])
+
+
+@cache
+def _varied_bounds() -> list[int]:
+    """Running sums of Binomial(25, 1/10) over 1..10, in whole numbers.
+
+    FLAN's x_shot draws 25 rows, each with one of ten templates, keeps those with the row's own, at most ten, and drops
+    a row that is left with none.
+    """
+    return list(accumulate(math.comb(25, count) * 9 ** (25 - count) for count in range(VARIED[0], VARIED[1] + 1)))
+
+
+def _form(style: Style, row: Row, lists: Sequence[Options | None]) -> int | None:
+    """One form for the options of the row and of its exemplars; None if there are none to rewrite."""
+    found = [each for each in lists if each is not None and not each.lettered]
+    if style.options != "varied" or not found:
+        return None
+    first = _draw(style, "options", row, options.FORMS)
+    forms = ((first + step) % options.FORMS for step in range(options.FORMS))
+    return next(form for form in forms if all(each.can_take(form) for each in found))
+
+
+def _ask(style: Style, template: Template, parts: Parts, found: Options | None, form: int | None) -> tuple[str, str]:
+    """(question, answer) as the template has them."""
+    has_place = "options_" in PLACE.findall(template.input)
+    filled = {**parts, "options_": ""} if found is None else _with_options(style, parts, found, form, has_place)
+    question = fill(template.input, filled)
+    # Where the template would have had the options there is nothing: take the blank lines before it away too.
+    return question if filled["options_"] or not has_place else question.rstrip(), fill(template.target, filled)
+
+
+def _with_options(style: Style, parts: Parts, found: Options, form: int | None, has_place: bool) -> dict[str, str]:
+    block, answer, question = found.block, None, parts["question"]
+    if style.options == "none" and found.answer is not None:  # else the list says what kind of answer is meant
+        block, answer, question = "", found.answer_text(), found.stem
+    elif form is not None and not found.lettered:
+        block, answer = found.form(form)
+        question = f"{found.stem}\n{block}"
+    if has_place:
+        question = found.stem
+    changed = {} if answer is None else {"answer": answer, "output": answer}
+    return {**parts, "question": question, "options_": block, **changed}
