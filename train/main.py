@@ -27,7 +27,7 @@ from train.flops import device_peak, step_flops
 from train.loop import StepReport, training_steps
 from train.metrics import count, step_metrics
 from train.optim import lr_at
-from train.plan import accumulation_steps
+from train.plan import accumulation_steps, is_open, number, settle
 from train.preempt import StopRequest
 from train.report import write_report
 from train.resume import changed_settings
@@ -47,6 +47,8 @@ def run(cfg: RunConfig, ranks: Ranks, attempt_box: list[int], argv: Sequence[str
     lock = claim(run_dir) if ranks.is_main else None
     verify: Literal["hashes", "sizes"] = "hashes" if ranks.local_rank == 0 else "sizes"
     corpus = open_corpus(corpus_path(cfg), verify=verify, hint=prepare_command(cfg, argv))
+    chose = is_open(cfg)
+    cfg = settle(cfg, nodes=-(-ranks.world // ranks.local_world), per_node=min(ranks.world, ranks.local_world))
     changed = changed_settings(cfg, run_dir)
     init_distributed(ranks)
     try:
@@ -55,6 +57,8 @@ def run(cfg: RunConfig, ranks: Ranks, attempt_box: list[int], argv: Sequence[str
         code = 70
         try:
             announce(parts, changed)
+            if chose:
+                note_choice(parts)
             drain(parts, stop)
             code = 0
         except CorralError as error:
@@ -86,6 +90,17 @@ def announce(run: Run, changed: dict[str, tuple[Any, Any]]) -> None:
         run.tracker.event("data_changed", step=run.state.step, changed=run.stream.changes)
     if changed and run.state.step:
         run.tracker.event("config_changed", step=run.state.step, changed={k: list(v) for k, v in changed.items()})
+
+
+def note_choice(run: Run) -> None:
+    """Say what ``auto`` became; run.yaml holds it for the attempts to come."""
+    chosen = {
+        "zero.stage": run.cfg.zero.stage,
+        "model.recompute": run.cfg.model.recompute,
+        "batch.micro_size": run.cfg.batch.micro_size,
+    }
+    run.tracker.event("chosen", step=run.state.step, **chosen)
+    run.tracker.note("plan: " + ", ".join(f"{key}={value}" for key, value in chosen.items()))
 
 
 def drain(run: Run, stop: StopRequest) -> None:
@@ -130,7 +145,7 @@ def steps(run: Run, stop: StopRequest) -> Any:
         ranks=run.ranks,
         collate=partial(collate, layout=run.attention.layout, pad_id=run.tokenizer.pad_id, device=run.ranks.device),
         lr_at=partial(lr_at, optim=cfg.optim, schedule=cfg.schedule, total_steps=run.total_steps),
-        micro_size=cfg.batch.micro_size,
+        micro_size=number(cfg.batch.micro_size),
         accumulation=accumulation_steps(cfg.batch, run.ranks.world),
         targets_only=cfg.compute.targets_only_head,
         stop_pending=stop.pending,

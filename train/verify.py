@@ -24,6 +24,7 @@ from conf.schema import ModelConfig, RunConfig
 from data_prep.identity import corpus_path, prepare_command
 from data_prep.shards import open_corpus
 from data_prep.tokenizer import load
+from train.plan import settle
 from train.proof import Case, Gradients, Proof, reference_gradients, run_cases
 from train.shrink import shrunken
 
@@ -104,6 +105,7 @@ def verify(cfg: RunConfig, argv: Sequence[str]) -> bool:
 
 def main() -> int:
     cfg, _ = config_from_argv(sys.argv[1:], command="python -m train.verify")
+    cfg = settle(cfg, nodes=cfg.cluster.nodes, per_node=cfg.cluster.gpus_per_node)
     torch.manual_seed(0)
     return 0 if verify(cfg, sys.argv[1:]) else 1
 
