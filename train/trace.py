@@ -176,20 +176,36 @@ def step_peaks(cfg: RunConfig, model: Mapping[str, Any], layers: int, targets: i
     """
     block = family(model["model_type"]).block_class
     with FakeTensorMode():
-        network = meta_model(cfg, model, layers)
-        _materialise(network)
-        for parameter in network.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(_drop)  # type: ignore[no-untyped-call]
+        network = materialised(cfg, model, layers)
         live = Live(targets)
         for tensor in [*network.parameters(), *network.buffers()]:
             live.watch(tensor)
         base = live.now
         _mark_phases([each for each in network.modules() if type(each).__name__ == block], live)
         with live:
-            loss = token_nll_sum(network, fake_batch(cfg, targets), targets_only=cfg.compute.targets_only_head)
-            (loss / 2).backward()  # type: ignore[no-untyped-call]
+            one_micro_batch(network, cfg, targets)
     return {phase: peak - base for phase, peak in live.peaks.items()}
+
+
+def materialised(cfg: RunConfig, model: Mapping[str, Any], layers: int) -> nn.Module:
+    """The model with fake weights, whose gradients are dropped as they come. Call under FakeTensorMode."""
+    network = meta_model(cfg, model, layers)
+    _materialise(network)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop)  # type: ignore[no-untyped-call]
+    return network
+
+
+def one_micro_batch(network: nn.Module, cfg: RunConfig, targets: int) -> None:
+    """Forward and backward pass, as the training loop makes them."""
+    loss = token_nll_sum(network, fake_batch(cfg, targets), targets_only=cfg.compute.targets_only_head)
+    (loss / 2).backward()  # type: ignore[no-untyped-call]
+
+
+def targets(cfg: RunConfig, supervised: float) -> int:
+    """Targets of a micro-batch of full rows, of which the share ``supervised`` is."""
+    return max(1, math.ceil(number(cfg.batch.micro_size) * cfg.data.seq_len * supervised))
 
 
 def _drop(parameter: torch.Tensor) -> None:
@@ -242,9 +258,9 @@ class Traced:
 
 def trace(cfg: RunConfig, model: Mapping[str, Any], supervised: float = 1.0) -> Traced:
     """Activations, logits and their gradients of one micro-batch, in bytes, extrapolated to all blocks."""
-    targets = max(1, math.ceil(number(cfg.batch.micro_size) * cfg.data.seq_len * supervised))
+    wanted = targets(cfg, supervised)
     layers = next(int(model[key]) for key in LAYER_KEYS if key in model)
-    few, more = (step_peaks(cfg, model, count, targets) for count in (FEW, MORE))
+    few, more = (step_peaks(cfg, model, count, wanted) for count in (FEW, MORE))
     slopes = {phase: (more[phase] - few[phase]) / (MORE - FEW) for phase in PHASES}
     # The second last of two blocks is also the first one, which keeps less when all before it is frozen: a line through
     # it would be too steep. Later moments add no more per block than the last block's does.

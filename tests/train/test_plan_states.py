@@ -34,7 +34,8 @@ CASES = [
     (2, "lora", "bf16"),
     (3, "lora", "bf16"),
 ]
-ALLOWED = 0.01
+ALLOWED, SMALL = 0.01, 4096
+"""Of every figure; and bytes of flags and norms that no formula counts."""
 
 
 @dataclass
@@ -87,7 +88,7 @@ def observe(ranks: Ranks, stage: int, method: str, dtype: str) -> Seen:
         seen = Seen(sum(each.numel() for each in parameters.values()), sum(each.numel() for each in model.parameters()))
         seen.frozen -= seen.trained
         engine = Engine(model, parameters, settings=settings, optim=optim, zero=zero, ranks=ranks)
-        for step in range(2):
+        for _ in range(2):
             counted.clear()
             for index in range(MICRO_BATCHES):
                 ids = torch.zeros((1, 16), dtype=torch.long)
@@ -99,7 +100,6 @@ def observe(ranks: Ranks, stage: int, method: str, dtype: str) -> Seen:
             engine.step(1e-4)
             gc.collect()
             seen.idle = live.now
-            assert step in (0, 1)
     seen.bytes = dict(counted)
     return seen
 
@@ -128,19 +128,32 @@ def test_states_and_traffic_are_what_two_ranks_keep_and_send() -> None:
     from train.plan.memory import states
 
     results = run_distributed(observe_all, WORLD, CASES, timeout=280)
+    wrong = []
     for case, seen in zip(CASES, results[0], strict=True):
-        stage, method, dtype = case
+        stage, _, dtype = case
         element = 2 if dtype == "bf16" else 4
         held = states(seen.trained, element * seen.frozen, stage=stage, world=WORLD, dtype=dtype)
         bucket = element * BUCKET if stage == 3 else 0  # the others give theirs back after the backward pass
-        assert held.device + bucket == pytest.approx(seen.full, rel=ALLOWED), case
         kept = {0: 0.0, 1: held.accumulation, 2: 0.0, 3: held.gradients + held.accumulation}[stage]
-        assert held.weights + held.optimizer + kept + bucket == pytest.approx(seen.idle, rel=ALLOWED), case
-        whole = element * (seen.trained + seen.frozen)
         planned = traffic(
-            trained=seen.trained, whole=whole, stage=stage, dtype=dtype, micro_batches=MICRO_BATCHES, world=WORLD
+            trained=seen.trained,
+            whole=element * (seen.trained + seen.frozen),
+            stage=stage,
+            dtype=dtype,
+            micro_batches=MICRO_BATCHES,
+            world=WORLD,
         )
-        print(case, planned, seen.bytes)
+        pairs = {
+            "after backward": (held.device + bucket, seen.full),
+            "after the step": (held.weights + held.optimizer + kept + bucket, seen.idle),
+        }
         for kind in ("all_reduce", "reduce_scatter", "all_gather"):
-            moved = sum(size for name, size in seen.bytes.items() if kind.replace("_", "") in name.replace("_", ""))
-            assert moved == pytest.approx(getattr(planned, kind), rel=ALLOWED, abs=4096), (case, kind, seen.bytes)
+            flat = kind.replace("_", "")
+            moved = sum(size for name, size in seen.bytes.items() if flat in name.replace("_", ""))
+            pairs[kind] = (getattr(planned, kind), moved)
+        wrong += [
+            f"{case} {what}: planned {wanted:.0f}, seen {found} ({seen.bytes})"
+            for what, (wanted, found) in pairs.items()
+            if found != pytest.approx(wanted, rel=ALLOWED, abs=SMALL)
+        ]
+    assert not wrong, "\n".join(wrong)

@@ -108,7 +108,7 @@ def plan(cfg: RunConfig, model: Mapping[str, Any], corpus: Corpus = UNKNOWN) -> 
     shape, cluster = shape_of(model), cfg.cluster
     trained, frozen = trained_and_frozen(cfg, shape)
     world, stage = cluster.nodes * cluster.gpus_per_node, number(cfg.zero.stage)
-    recompute: Recompute = _policy(cfg.model.recompute)
+    recompute: Recompute = policy(cfg.model.recompute)
     micro_batches, share = accumulation_steps(cfg.batch, world), corpus.supervised
     stall = stall_seconds(12 * trained, cluster.storage_gib_per_s)
     interval = checkpoint_interval(stall, world)
@@ -146,7 +146,8 @@ def plan(cfg: RunConfig, model: Mapping[str, Any], corpus: Corpus = UNKNOWN) -> 
     )
 
 
-def _policy(setting: str) -> Recompute:
+def policy(setting: str) -> Recompute:
+    """A resolved ``model.recompute``."""
     match setting:
         case "none" | "selective" | "full":
             return setting
@@ -192,7 +193,7 @@ def job_of(cfg: RunConfig, shape: Shape, supervised: float) -> Job:
         seq_len=cfg.data.seq_len,
         micro_tokens=tokens,
         step_tokens=tokens * accumulation_steps(cfg.batch, world),
-        recomputed=SHARE[_policy(cfg.model.recompute)],
+        recomputed=SHARE[policy(cfg.model.recompute)],
         stage=number(cfg.zero.stage),
         method="full" if cfg.tuning.method == "full" else "adapter",
         logits=supervised if flat else 1.0,

@@ -47,7 +47,7 @@ def traffic(*, trained: int, whole: float, stage: int, dtype: str, micro_batches
         case 0:
             return Traffic(all_reduce=float(4 * trained))
         case 1:
-            return Traffic(all_reduce=float(4 * trained), all_gather=float(size * trained))
+            return Traffic(all_reduce=float(size * trained), all_gather=float(size * trained))
         case 2:
             return Traffic(all_reduce=float(size * trained * micro_batches), all_gather=float(size * trained))
         case _:
