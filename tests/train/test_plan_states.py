@@ -25,15 +25,18 @@ CONFIG: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 BUCKET, WORLD, MICRO_BATCHES = 200_000, 2, 2
+AMPLE = 1_000_000_000
 CASES = [
-    (0, "full", "fp32"),
-    (1, "full", "bf16"),
-    (2, "full", "bf16"),
-    (2, "full", "fp32"),
-    (3, "full", "bf16"),
-    (2, "lora", "bf16"),
-    (3, "lora", "bf16"),
+    (0, "full", "fp32", AMPLE),
+    (1, "full", "bf16", AMPLE),
+    (2, "full", "bf16", AMPLE),
+    (2, "full", "fp32", AMPLE),
+    (3, "full", "bf16", AMPLE),
+    (3, "full", "bf16", 1),
+    (2, "lora", "bf16", AMPLE),
+    (3, "lora", "bf16", AMPLE),
 ]
+"""Stage, method, dtype, and parameters that stage 3 may hold whole at once."""
 ALLOWED, SMALL = 0.01, 4096
 """Of every figure; and bytes of flags and norms that no formula counts."""
 
@@ -50,7 +53,7 @@ class Seen:
     """Payload of each kind of collective in one step."""
 
 
-def observe(ranks: Ranks, stage: int, method: str, dtype: str) -> Seen:
+def observe(ranks: Ranks, stage: int, method: str, dtype: str, live_parameters: int) -> Seen:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from train import tuning
@@ -70,7 +73,13 @@ def observe(ranks: Ranks, stage: int, method: str, dtype: str) -> Seen:
             return super().__torch_dispatch__(func, types, args, kwargs)
 
     optim = OptimConfig()
-    zero = ZeroConfig(stage=stage, bucket_elements=BUCKET, persistence_threshold=0, prefetch_elements=BUCKET)  # type: ignore[arg-type]
+    zero = ZeroConfig(
+        stage=stage,  # type: ignore[arg-type]
+        bucket_elements=BUCKET,
+        persistence_threshold=0,
+        prefetch_elements=min(BUCKET, live_parameters),
+        max_live_parameters=live_parameters,
+    )
     settings = deepspeed_settings(
         model=ModelConfig(path="x", dtype=dtype),  # type: ignore[arg-type]
         zero=zero,
@@ -118,19 +127,19 @@ def payload(name: str, args: Any) -> int:
     return sum(each.numel() * each.element_size() for each in tensors)
 
 
-def observe_all(ranks: Ranks, cases: list[tuple[int, str, str]]) -> list[Seen]:
+def observe_all(ranks: Ranks, cases: list[tuple[int, str, str, int]]) -> list[Seen]:
     return [observe(ranks, *case) for case in cases]
 
 
 @pytest.mark.slow
 def test_states_and_traffic_are_what_two_ranks_keep_and_send() -> None:
-    from train.plan.communication import traffic
+    from train.plan.communication import kept_whole, traffic
     from train.plan.memory import states
 
     results = run_distributed(observe_all, WORLD, CASES, timeout=280)
     wrong = []
     for case, seen in zip(CASES, results[0], strict=True):
-        stage, _, dtype = case
+        stage, _, dtype, live_parameters = case
         element = 2 if dtype == "bf16" else 4
         held = states(seen.trained, element * seen.frozen, stage=stage, world=WORLD, dtype=dtype)
         bucket = element * BUCKET if stage == 3 else 0  # the others give theirs back after the backward pass
@@ -142,6 +151,7 @@ def test_states_and_traffic_are_what_two_ranks_keep_and_send() -> None:
             dtype=dtype,
             micro_batches=MICRO_BATCHES,
             world=WORLD,
+            stays=kept_whole(seen.trained + seen.frozen, live_parameters),
         )
         pairs = {
             "after backward": (held.device + bucket, seen.full),

@@ -11,7 +11,7 @@ from conf.schema import RunConfig
 from train.parameters import Shape, shape_of
 from train.plan.activations import ELEMENT, Recompute
 from train.plan.choice import SHARE, Option, neighbours
-from train.plan.communication import Traffic, hiding_tokens, traffic
+from train.plan.communication import Traffic, hiding_tokens, kept_whole, traffic
 from train.plan.memory import GIB, Memory, accumulation_steps, frozen_bytes, memory, number, trained_and_frozen
 from train.plan.speed import Job, Speed, checkpoint_interval, goodput, speed, stall_seconds
 
@@ -128,7 +128,13 @@ def plan(cfg: RunConfig, model: Mapping[str, Any], corpus: Corpus = UNKNOWN) -> 
         goodput=goodput(stall, interval, world),
         speed=speed(job_of(cfg, shape, share)),
         traffic=traffic(
-            trained=trained, whole=whole, stage=stage, dtype=cfg.model.dtype, micro_batches=micro_batches, world=world
+            trained=trained,
+            whole=whole,
+            stage=stage,
+            dtype=cfg.model.dtype,
+            micro_batches=micro_batches,
+            world=world,
+            stays=kept_whole(shape.total, cfg.zero.max_live_parameters),
         ),
         hiding_tokens=hiding_tokens(cluster.node_gbit_per_s),
         gpu_memory_gib=cluster.gpu_memory_gib,

@@ -26,6 +26,8 @@ LAUNCH_TOKENS = 400
 """Tokens whose time the launches of a micro-batch cost: of the order that speed.json's last constant gives for 8 B."""
 GATHER = 0.03
 """What stage 3 costs where its traffic hides: an estimate."""
+SAME = 0.01
+"""Differences of cost below this are not worth a word."""
 SHARE: dict[Recompute, float] = {"none": 0.0, "selective": 0.5, "full": 1.0}
 """Blocks that are computed twice."""
 Stage = Literal[0, 1, 2, 3]
@@ -49,11 +51,10 @@ class Option:
         """Why ``chosen`` was taken and not this one."""
         if not self.fits:
             return f"needs {self.memory.device / GIB:.1f} GiB of the {limit_gib * (1 - MARGIN):.1f} that it may use"
-        if self.cost > chosen.cost:
-            return f"fits, but is about {self.cost / chosen.cost - 1:.0%} slower"
-        if self.cost < chosen.cost:
-            return f"fits, and is about {chosen.cost / self.cost - 1:.0%} faster"
-        return "fits as well"
+        slower = self.cost / chosen.cost - 1
+        if abs(slower) < SAME:
+            return "fits as well"
+        return f"fits, but is about {slower:.0%} slower" if slower > 0 else f"fits, and is about {-slower:.0%} faster"
 
 
 def cost(stage: int, recompute: Recompute, tokens: int, node_gbit_per_s: float, nodes: int) -> float:
@@ -153,18 +154,13 @@ def keep_frozen(cfg: RunConfig, frozen: RunConfig) -> RunConfig:
 
 
 def neighbours(cfg: RunConfig, model: Mapping[str, Any], supervised: float) -> list[Option]:
-    """The plan's own option first, then every option that differs from it in one setting."""
-    own = next(iter(options(cfg, model, supervised)))
-    wide = replace(
-        cfg,
-        zero=replace(cfg.zero, stage="auto"),
-        model=replace(cfg.model, recompute="auto"),
-        batch=replace(cfg.batch, micro_size="auto"),
+    """The plan's own option first, then every option that differs from it in one setting, micro-batches by a step."""
+    (own,) = options(cfg, model, supervised)
+    wide = (
+        replace(cfg, zero=replace(cfg.zero, stage="auto")),
+        replace(cfg, model=replace(cfg.model, recompute="auto")),
+        replace(cfg, batch=replace(cfg.batch, micro_size="auto")),
     )
-    others = [
-        option
-        for option in options(wide, model, supervised)
-        if sum((option.stage != own.stage, option.recompute != own.recompute, option.micro != own.micro)) == 1
-        and abs(option.micro.bit_length() - own.micro.bit_length()) <= 1
-    ]
-    return [own, *others]
+    others = [option for each in wide for option in options(each, model, supervised) if option.name != own.name]
+    near = [each for each in others if abs(each.micro.bit_length() - own.micro.bit_length()) <= 1]
+    return [own, *near]

@@ -34,11 +34,14 @@ class Traffic:
         return {name: round(size / 2**30, 3) for name, size in parts.items()}
 
 
-def traffic(*, trained: int, whole: float, stage: int, dtype: str, micro_batches: int, world: int) -> Traffic:
+def traffic(
+    *, trained: int, whole: float, stage: int, dtype: str, micro_batches: int, world: int, stays: float = 0.0
+) -> Traffic:
     """Gradients and parameters of one step. ``whole``: bytes of all weights of the model, frozen ones included.
 
     Stages 0 and 1 reduce once per step, stages 2 and 3 every micro-batch. Stage 3 gathers all weights for the forward
-    and for the backward pass of every micro-batch; what is recomputed is whole while it is done again.
+    pass of every micro-batch and again for the backward pass, but for the share ``stays`` that it keeps whole in
+    between; what is recomputed is whole while it is done again.
     """
     if world == 1:
         return Traffic()
@@ -53,8 +56,15 @@ def traffic(*, trained: int, whole: float, stage: int, dtype: str, micro_batches
         case _:
             return Traffic(
                 reduce_scatter=float(size * trained * micro_batches),
-                all_gather=2 * whole * micro_batches,
+                all_gather=(2.0 - stays) * whole * micro_batches,
             )
+
+
+def kept_whole(parameters: int, max_live: int) -> float:
+    """Share of the weights that stage 3 does not release after the forward pass, because they are used again within
+    ``max_live`` elements: of a layer, twice what stands after it (partitioned_param_coordinator.py,
+    ``__params_to_release``)."""
+    return min(1.0, max_live / (2.0 * parameters))
 
 
 def hiding_tokens(
