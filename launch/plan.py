@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from launch.torchrun import child_environment
 from train.plan import GIB, Memory, Plan, corpus_of, is_open, plan, read_model_config, settle
 
 COLUMNS = ("weights", "grads", "optim", "gather", "activ", "logits", "rest", "total", "fits")
+WIDTH = 80
 TRACE_S = 300.0
 """A trace takes seconds; after this long something is wrong."""
 
@@ -118,7 +120,7 @@ def _time(cfg: RunConfig, found: Plan) -> list[str]:
         f"{cfg.cluster.storage_gib_per_s:g} GiB/s; best every {found.interval_s / 60:.0f} min"
     )
     lines.append(f"goodput with failures as published for 16,384 H100: {found.goodput:.1%}")
-    return lines
+    return [part for line in lines for part in textwrap.wrap(line, WIDTH, subsequent_indent="  ", drop_whitespace=True)]
 
 
 def count(number: float) -> str:
@@ -179,3 +181,11 @@ def with_nodes(cfg: RunConfig, nodes: int) -> RunConfig:
     rows = max(cfg.batch.global_size, nodes * cfg.cluster.gpus_per_node)
     cluster = replace(cfg.cluster, nodes=nodes)
     return replace(cfg, cluster=cluster, batch=replace(cfg.batch, global_size=rows))
+
+
+def summary(answer: Answer) -> str:
+    """One sentence: what the heads of conf/experiment/*.yaml say."""
+    found, cluster = answer.found, answer.cfg.cluster
+    machines = f"{found.world} x {cluster.gpu_memory_gib:g} GiB"
+    fits = "fits" if found.fits(found.chosen) else "does not fit"
+    return f"{size(found.chosen.device)} per process at its peak, with zero={found.stage}; {fits} {machines}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def lines(key: str, points: Sequence[Point]) -> list[str]:
 
 def _line(point: Point) -> str:
     if point.answer is None:
-        return f"{point.value:>8}   {point.reason}"[:80]
+        return textwrap.shorten(f"{point.value:>8}   {point.reason}", 80, placeholder=" ...")
     cfg, found = point.answer.cfg, point.answer.found
     fast = "-" if isinstance(found.speed, str) else f"{found.speed.tokens_per_second_per_gpu * found.world / 1e6:.3g}"
     hours = f"{sum(found.hours) / 2:.1f}" if found.hours else "-"

@@ -151,7 +151,7 @@ def test_states_and_traffic_are_what_two_ranks_keep_and_send() -> None:
             dtype=dtype,
             micro_batches=MICRO_BATCHES,
             world=WORLD,
-            stays=kept_whole(seen.trained + seen.frozen, live_parameters),
+            stays=kept_whole(seen.trained + seen.frozen, CONFIG["vocab_size"] * CONFIG["hidden_size"], live_parameters),
         )
         pairs = {
             "after backward": (held.device + bucket, seen.full),

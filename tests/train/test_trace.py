@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
+import sys
 
 import pytest
 
 from benchmarks.plan_accuracy import CASES, closed, line, mem_tracker, targets_of, traced
 from benchmarks.plan_accuracy import config as run_of
+from launch.torchrun import ROOT, child_environment
 from train.trace import FEW, PHASES, step_peaks, trace
 
 LOW = 0.02
@@ -40,3 +45,14 @@ def test_a_trace_names_every_phase_and_grows_with_the_layers() -> None:
     large = trace(run_of(case), {**case.model, "num_hidden_layers": 40}, 0.1)
     assert set(small.phases) == set(PHASES)
     assert large.peak > 5 * small.peak
+
+
+@pytest.mark.slow
+def test_the_command_plans_and_traces_the_same() -> None:
+    """The demo's head counts every token without a corpus, in the trace as in the formulas."""
+    command = [sys.executable, "-m", "launch", "plan", "experiment=demo", "data.prepared=none", "--json", "--trace"]
+    environment = {**os.environ, **child_environment(1)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=True)
+    found = json.loads(done.stdout)
+    own = found["stages"]["2"]
+    assert found["trace_gib"]["peak"] == pytest.approx(own["activations"] + own["logits"] + own["passing"], abs=0.002)

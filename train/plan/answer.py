@@ -134,7 +134,7 @@ def plan(cfg: RunConfig, model: Mapping[str, Any], corpus: Corpus = UNKNOWN) -> 
             dtype=cfg.model.dtype,
             micro_batches=micro_batches,
             world=world,
-            stays=kept_whole(shape.total, cfg.zero.max_live_parameters),
+            stays=kept_whole(shape.total, shape.vocab * shape.hidden, cfg.zero.max_live_parameters),
         ),
         hiding_tokens=hiding_tokens(cluster.node_gbit_per_s),
         gpu_memory_gib=cluster.gpu_memory_gib,

@@ -60,11 +60,13 @@ def traffic(
             )
 
 
-def kept_whole(parameters: int, max_live: int) -> float:
-    """Share of the weights that stage 3 does not release after the forward pass, because they are used again within
-    ``max_live`` elements: of a layer, twice what stands after it (partitioned_param_coordinator.py,
-    ``__params_to_release``)."""
-    return min(1.0, max_live / (2.0 * parameters))
+def kept_whole(parameters: int, head: int, max_live: int) -> float:
+    """Share of the weights that stage 3 does not release after the forward pass.
+
+    Those that are used again within ``max_live`` elements, which of a layer are twice what stands after it
+    (partitioned_param_coordinator.py, ``__params_to_release``); the head's ``head`` elements always.
+    """
+    return min(1.0, max(head, max_live / 2.0) / parameters)
 
 
 def hiding_tokens(
