@@ -2,9 +2,13 @@
 
 The formulas count the tensors of transformers' modelling files (models/llama, qwen3, gpt2, gpt_neox, bloom of 5.x),
 operator by operator, as autograd keeps them; train/trace.py runs those files on fake tensors, and the tests hold the
-two together. Symbols as in Korthikanti et al. 2022 (Reducing Activation Recomputation, section 4), where they exist:
-h hidden width, i inner width of the MLP, a heads, V vocabulary, T tokens of the micro-batch, n of them with logits,
-s bytes per element of the compute dtype.
+two together. The workspace of flash attention's backward (an fp32 accumulator of the queries' gradient, keys and
+values expanded to all heads: csrc/flash_attn/flash_api.cpp, mha_varlen_bwd) is at most 8 bytes per token and unit of
+query width; it comes when the block's MLP, 8i bytes per token, is gone already, so that it is never the peak.
+
+Symbols as in Korthikanti et al. 2022 (Reducing Activation Recomputation, section 4), where they exist: h hidden width,
+i inner width of the MLP, a heads, V vocabulary, T tokens of the micro-batch, n of them with logits, s bytes per element
+of the compute dtype.
 """
 
 from __future__ import annotations
