@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +26,9 @@ from train.engine.engine import close_distributed
 from train.evaluate import evaluate_all, write_samples
 from train.flops import device_peak, step_flops
 from train.loop import StepReport, training_steps
-from train.metrics import count, step_metrics
+from train.metrics import count, peak_memory_gib, step_metrics
 from train.optim import lr_at
-from train.plan import accumulation_steps, is_open, number, settle
+from train.plan import GIB, accumulation_steps, corpus_of, is_open, number, plan, settle
 from train.preempt import StopRequest
 from train.report import write_report
 from train.resume import changed_settings
@@ -103,6 +104,18 @@ def note_choice(run: Run) -> None:
     run.tracker.note("plan: " + ", ".join(f"{key}={value}" for key, value in chosen.items()))
 
 
+def compare_memory(run: Run) -> None:
+    """On a GPU: what the plan said of the memory that is allocated, beside what was."""
+    if run.ranks.device.type != "cuda":
+        return
+    nodes = -(-run.ranks.world // run.ranks.local_world)
+    cluster = replace(run.cfg.cluster, nodes=nodes, gpus_per_node=run.ranks.world // nodes)
+    planned = plan(replace(run.cfg, cluster=cluster), run.model_config, corpus_of(run.cfg)).chosen
+    predicted = (planned.device - planned.context - planned.fragmentation) / GIB
+    run.tracker.log(run.state.step, {"memory/predicted_gib": predicted})
+    run.tracker.note(f"memory: planned {predicted:.2f} GiB at {planned.phase}, measured {peak_memory_gib():.2f} GiB")
+
+
 def drain(run: Run, stop: StopRequest) -> None:
     """Every step of the run, and what is due after each."""
     if run.finished and run.state.step >= run.total_steps:
@@ -130,6 +143,7 @@ def drain(run: Run, stop: StopRequest) -> None:
         checkpoint_now(run, saved_at, must=True)
     if run.cfg.evaluation.at_end:
         evaluate(run)
+    compare_memory(run)
     run.tracker.event("end", step=run.state.step)
     if run.ranks.is_main:
         write_report(run.run_dir)
