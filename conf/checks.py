@@ -93,7 +93,7 @@ def _zero(cfg: RunConfig) -> Iterator[Finding]:
         yield Finding(
             ("zero.offload", "zero.stage"), "zero.offload: optimizer needs sharded states; use zero=1 or higher"
         )
-    if zero.offload == "all" and zero.stage != 3:
+    if zero.offload == "all" and zero.stage not in (3, "auto"):
         yield Finding(
             ("zero.offload", "zero.stage"),
             f"zero.offload: all moves parameters too, which needs zero=3 (got zero={zero.stage}); "
@@ -220,7 +220,7 @@ def _warmup(cfg: RunConfig) -> Iterator[Finding]:
 
 def _batch(cfg: RunConfig) -> Iterator[Finding]:
     batch = cfg.batch
-    if batch.micro_size > batch.global_size:
+    if batch.micro_size != "auto" and batch.micro_size > batch.global_size:
         yield Finding(
             ("batch.micro_size", "batch.global_size"),
             f"batch.micro_size: {batch.micro_size} rows are more than batch.global_size={batch.global_size}; lower it",

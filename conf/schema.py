@@ -54,8 +54,9 @@ class ModelConfig:
     """``random`` needs ``config``; the weights follow from ``seed`` alone, whatever the number of ranks."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Compute dtype. bf16 keeps fp32 master weights and fp32 gradient accumulation; fp32 is exact and slow."""
-    recompute: Literal["none", "selective", "full"] = "none"
-    """Activation checkpointing: none, every second block (selective), every block (full)."""
+    recompute: Literal["none", "selective", "full", "auto"] = "none"
+    """Activation checkpointing: none, every second block (selective), every block (full); auto: the least that fits
+    ``cluster.gpu_memory_gib``."""
     tokenizer: str | None = None
     """Folder or hub id; ``train`` learns a byte-level BPE from the corpus itself. Default: ``model.path``."""
     vocab_size: Positive = 2048
@@ -176,8 +177,9 @@ class AttentionConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class ZeroConfig:
-    stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_boolean)] = 2
-    """What is sharded over the ranks: 0 nothing, 1 optimizer states, 2 + gradients, 3 + parameters."""
+    stage: Annotated[Literal[0, 1, 2, 3, "auto"], BeforeValidator(_no_boolean)] = 2
+    """What is sharded over the ranks: 0 nothing, 1 optimizer states, 2 + gradients, 3 + parameters; auto: the fastest
+    that fits ``cluster.gpu_memory_gib``."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """To host memory: optimizer states, or (stage 3) optimizer states and parameters."""
     bucket_elements: Positive = 50_000_000
@@ -222,8 +224,8 @@ class ScheduleConfig:
 class BatchConfig:
     global_size: Positive = 128
     """Packed rows per optimizer step, over all ranks. Accumulation follows; the last slots may be empty rows."""
-    micro_size: Positive = 1
-    """Rows per rank and forward pass."""
+    micro_size: Positive | Literal["auto"] = 1
+    """Rows per rank and forward pass; auto: the most that fit and still gain."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -291,7 +293,13 @@ class ClusterConfig:
     gpus_per_node: Positive = 1
     """Processes per node; on a machine without GPUs, CPU processes."""
     gpu_memory_gib: PositiveFloat = 80.0
-    """Memory of one GPU, for ``plan``."""
+    """Memory of one GPU, for ``plan`` and for settings that are ``auto``."""
+    gpu: Literal["h100", "h200", "a100"] = "h100"
+    """For ``plan``'s speed."""
+    node_gbit_per_s: PositiveFloat = 3200.0
+    """Network of one node, all its cards together (8 x 400), for ``plan``."""
+    storage_gib_per_s: PositiveFloat = 2.0
+    """What all ranks together write to the run's file system, for ``plan``'s checkpoint stall: measure yours."""
     partition: str | None = None
     account: str | None = None
     time: str | None = None

@@ -3,22 +3,23 @@
 On this machine (cluster=local) it stays and supervises: torchrun is started again from the last good checkpoint when a
 rank dies. With cluster=slurm it submits slurm/train.sh and leaves. `-m key=a,b` makes one run of every combination.
 
-  python -m launch plan experiment=NAME [--json]    memory per process, for every ZeRO stage; starts nothing
+  python -m launch plan experiment=NAME [--json] [--trace] [--sweep nodes=1,8,64 [--plot FILE.png]]
+                                                    memory, time and communication; starts nothing
   python -m launch where experiment=NAME            prints the run's folder
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from conf.compose import config_from_argv
 from conf.errors import ConfigError, CorralError, describe, leave_with_code
 from conf.schema import RunConfig
+from launch import plan_sweep
 from launch.batch_job import begin, finish
-from launch.plan import one_line, planned, table
+from launch.plan import one_line, planned, size, table, to_json, traced
 from launch.prepare import ensure_corpus
 from launch.slurm import submit
 from launch.sweep import combinations, override
@@ -93,11 +94,44 @@ def sweep(arguments: Sequence[str]) -> int:
 
 
 def show_plan(arguments: Sequence[str]) -> int:
-    as_json = "--json" in arguments
-    cfg, _ = config_from_argv([each for each in arguments if each != "--json"], command="launch plan")
-    found = planned(cfg)
-    print(json.dumps(found.to_dict(), indent=1) if as_json else table(cfg, found))
+    options, rest = plan_options(arguments)
+    if "--sweep" in options:
+        return show_sweep(rest, options)
+    cfg, _ = config_from_argv(rest, command="launch plan")
+    answer = planned(cfg)
+    trace = traced(rest, answer.found.supervised) if "--trace" in options else None
+    if "--json" in options:
+        print(to_json(answer, trace))
+        return 0
+    print(table(answer))
+    if trace:
+        own = answer.found.chosen
+        closed = own.activations + own.logits + own.passing
+        print(f"traced: {size(trace['peak'])} beside states and buffers; the formulas say {size(closed)}")
     return 0
+
+
+def show_sweep(arguments: Sequence[str], options: Mapping[str, str]) -> int:
+    points = plan_sweep.sweep(arguments, options["--sweep"])
+    if "--plot" in options:
+        plan_sweep.plot(points, Path(options["--plot"]))
+    key = options["--sweep"].partition("=")[0]
+    print(plan_sweep.to_json(points) if "--json" in options else "\n".join(plan_sweep.lines(key, points)))
+    return 0
+
+
+def plan_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """plan's own options with their values, and the rest of its command line."""
+    options: dict[str, str] = {}
+    rest, words = [], iter(arguments)
+    for word in words:
+        if word in ("--json", "--trace"):
+            options[word] = ""
+        elif word in ("--sweep", "--plot"):
+            options[word] = next(words, "")
+        else:
+            rest.append(word)
+    return options, rest
 
 
 def show_run_dir(arguments: Sequence[str]) -> int:

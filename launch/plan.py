@@ -1,40 +1,50 @@
-"""``python -m launch plan``: the memory of a run before it starts, as a table of 80 columns or as JSON."""
+"""``python -m launch plan``: memory, time and communication of a run before it starts, in 80 columns or as JSON.
+
+--json                    everything, for programs
+--trace                   also runs the model's own code on fake tensors (a process of its own; seconds)
+--sweep KEY=A,B,...       one line for every value (nodes, gpus_per_node, or any key); --plot FILE.png draws it
+"""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from conf.errors import CorralError
+from conf.errors import CorralError, InternalError
 from conf.schema import RunConfig
-from data_prep.identity import corpus_path
-from train.plan import GIB, Memory, Plan, plan, read_model_config
+from launch.torchrun import child_environment
+from train.plan import GIB, Memory, Plan, corpus_of, is_open, plan, read_model_config, settle
 
-COLUMNS = ("weights", "grads", "optim", "accum", "activ", "logits", "buffers", "total", "fits")
-
-
-def planned(cfg: RunConfig) -> Plan:
-    """The plan of ``cfg``; the share of supervised tokens is the corpus's once it is prepared, before that 1."""
-    return plan(cfg, read_model_config(cfg.model), supervised=supervised_share(cfg))
+COLUMNS = ("weights", "grads", "optim", "gather", "activ", "logits", "rest", "total", "fits")
+WIDTH = 80
+TRACE_S = 300.0
+"""A trace takes seconds; after this long something is wrong."""
 
 
-def supervised_share(cfg: RunConfig) -> float:
-    """Supervised tokens / tokens over all training splits of the prepared corpus; 1.0, an upper bound, without one."""
-    manifest = Path(corpus_path(cfg)) / "MANIFEST.json"
-    if not manifest.is_file():
-        return 1.0
-    try:
-        splits = [source["splits"]["train"] for source in json.loads(manifest.read_text())["sources"].values()]
-        tokens = sum(split["tokens"] for split in splits)
-        return sum(split["supervised_tokens"] for split in splits) / tokens if tokens else 1.0
-    except (ValueError, KeyError):  # a broken manifest is for training to name, with its code
-        return 1.0
+@dataclass(frozen=True)
+class Answer:
+    cfg: RunConfig
+    """Without ``auto``."""
+    found: Plan
+    was_open: bool
+    """Some setting was ``auto``."""
+
+
+def planned(cfg: RunConfig) -> Answer:
+    """The plan of ``cfg``, its ``auto`` settings resolved for the ranks of ``cfg.cluster``."""
+    settled = settle(cfg, nodes=cfg.cluster.nodes, per_node=cfg.cluster.gpus_per_node)
+    return Answer(settled, plan(settled, read_model_config(cfg.model), corpus_of(cfg)), is_open(cfg))
 
 
 def one_line(cfg: RunConfig) -> str:
     """What ``launch`` prints before it starts a run; a model of unknown size is no reason not to start."""
     try:
-        found = planned(cfg)
+        found = planned(cfg).found
     except CorralError as error:
         return f"corral: {cfg.name}: no memory plan: {error}"
     processes = f"{found.world} process{'es' if found.world > 1 else ''}"
@@ -46,20 +56,32 @@ def one_line(cfg: RunConfig) -> str:
     )
 
 
-def table(cfg: RunConfig, found: Plan) -> str:
+def traced(arguments: Sequence[str], supervised: float) -> dict[str, float]:
+    """Peak bytes of a micro-batch by phase, and over all, from ``python -m train.trace``: torch stays out of here."""
+    command = [sys.executable, "-m", "train.trace", *arguments, f"supervised={supervised}"]
+    environment = {**os.environ, **child_environment(1)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TRACE_S, check=False)
+    if done.returncode:
+        raise InternalError(f"the trace failed: {' '.join(done.stderr.split())[-300:]}; the plan without --trace holds")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {**found["phases"], "peak": found["peak"]}
+
+
+def table(answer: Answer) -> str:
     """The full answer for a terminal."""
-    share = supervised_share(cfg)
+    cfg, found = answer.cfg, answer.found
     cluster, batch = cfg.cluster, cfg.batch
     model = f"{count(found.parameters)} parameters, {count(found.trained)} trained ({cfg.tuning.method})"
     machines = f"{cluster.nodes} x {cluster.gpus_per_node} processes of {cluster.gpu_memory_gib:g} GiB"
     rows_per_step = f"{batch.global_size} rows of {cfg.data.seq_len} tokens"
+    chosen = f"chosen: zero={found.stage} model.recompute={found.recompute} batch.micro_size={found.micro_size}"
     head = [
         f"{cfg.name}: {model}, {cfg.model.dtype}",
         f"{machines}, recompute {found.recompute}, offload {cfg.zero.offload}",
         f"per step {rows_per_step}: {found.micro_batches} micro-batches of {batch.micro_size} per process",
-        f"a checkpoint holds {size(found.checkpoint_bytes)}",
+        *([chosen] if answer.was_open else []),
         "",
-        f"{unit_of(found)[0]} per process; states = weights + grads + optim; accum: fp32 accumulation",
+        f"{unit_of(found)[0]} per process at its peak; grads with fp32 accumulation",
         _row("", "zero", COLUMNS),
     ]
     rows = [_memory_row(found, stage, memory, stage == found.stage) for stage, memory in found.stages.items()]
@@ -67,7 +89,38 @@ def table(cfg: RunConfig, found: Plan) -> str:
     other += [
         _memory_row(found, name, memory, name == found.recompute) for name, memory in found.recomputations.items()
     ]
-    return "\n".join([*head, *rows, "", *other, "", *_verdict(found, share)])
+    return "\n".join([*head, *rows, "", *other, "", *_verdict(found), "", *beside(found), "", *_time(cfg, found)])
+
+
+def beside(found: Plan) -> list[str]:
+    """The plan's neighbours, and why they are not taken."""
+    width = max(len(option.name) for option in found.options)
+    return [f"{option.name:<{width}} {size(option.memory.device):>10}  {found.why(option)}" for option in found.options]
+
+
+def _time(cfg: RunConfig, found: Plan) -> list[str]:
+    lines = [f"speed: {found.speed}"]
+    if not isinstance(found.speed, str):
+        low, high = found.speed.low * found.world, found.speed.high * found.world
+        lines = [f"speed: {low:,.0f} to {high:,.0f} tokens/s on {found.world} x {cfg.cluster.gpu}"]
+        lines += [f"  wider than measured: {note}" for note in found.speed.notes]
+    if found.steps is not None:
+        samples = f", {found.samples_per_step:,.0f} samples each" if found.samples_per_step else ""
+        lines.append(f"steps: {found.steps:,} of at most {found.tokens_per_step:,} tokens{samples}")
+    if found.hours is not None:
+        lines.append(f"wall time: {found.hours[0]:.1f} to {found.hours[1]:.1f} hours, without evaluation")
+    moved = ", ".join(f"{name} {value:g}" for name, value in found.traffic.gib().items() if value)
+    lines.append(f"communication, GiB per process and step: {moved or 'none'}")
+    if found.stage == 3 and found.world > cfg.cluster.gpus_per_node:
+        tokens = found.micro_size * cfg.data.seq_len
+        verdict = "hides under compute" if tokens >= found.hiding_tokens else "does not hide"
+        lines.append(f"  ZeRO-3 hides above {found.hiding_tokens:,.0f} tokens per micro-batch; {tokens:,}: {verdict}")
+    lines.append(
+        f"checkpoint: {size(found.checkpoint_bytes)}, {found.stall_s:.0f} s at "
+        f"{cfg.cluster.storage_gib_per_s:g} GiB/s; best every {found.interval_s / 60:.0f} min"
+    )
+    lines.append(f"goodput with failures as published for 16,384 H100: {found.goodput:.1%}")
+    return [part for line in lines for part in textwrap.wrap(line, WIDTH, subsequent_indent="  ", drop_whitespace=True)]
 
 
 def count(number: float) -> str:
@@ -93,22 +146,46 @@ def _row(mark: str, name: str, cells: tuple[str, ...]) -> str:
 
 
 def _memory_row(found: Plan, name: object, memory: Memory, chosen: bool) -> str:
-    parts = (memory.weights, memory.gradients, memory.optimizer, memory.accumulation, memory.activations)
-    sizes = (*parts, memory.logits, memory.buffers, memory.device)
+    gradients, activations = memory.gradients + memory.accumulation, memory.activations + memory.passing
+    rest = memory.buckets + memory.context + memory.fragmentation
+    parts = (memory.weights, gradients, memory.optimizer, memory.gathered, activations, memory.logits, rest)
     fits = "yes" if found.fits(memory) else "no"
-    return _row(">" if chosen else "", str(name), (*(f"{part / unit_of(found)[1]:.1f}" for part in sizes), fits))
+    cells = (*(f"{part / unit_of(found)[1]:.1f}" for part in (*parts, memory.device)), fits)
+    return _row(">" if chosen else "", str(name), cells)
 
 
-def _verdict(found: Plan, share: float) -> list[str]:
+def _verdict(found: Plan) -> list[str]:
     chosen = found.chosen
-    lines = [f"states {size(chosen.states)}, all {size(chosen.device)} per process: "]
+    lines = [f"states {size(chosen.states)}, all {size(chosen.device)} per process, most at {chosen.phase}: "]
     lines[0] += "fits" if found.fits(chosen) else f"does not fit {found.gpu_memory_gib:g} GiB"
     if chosen.host:
         lines.append(f"on the host, per process: {size(chosen.host)}")
-    if share == 1.0:
+    if found.supervised == 1.0:
         lines.append("logits: upper bound, as if every token were a target; lower with a corpus")
     if not found.fits(chosen):
         ways = [f"zero={stage}" for stage, memory in found.stages.items() if found.fits(memory)]
         ways += [f"model.recompute={name}" for name, memory in found.recomputations.items() if found.fits(memory)]
         lines.append(f"would fit: {', '.join(ways)}" if ways else "more processes, offload or LoRA would be needed")
     return lines
+
+
+def to_json(answer: Answer, trace: dict[str, float] | None) -> str:
+    found = answer.found.to_dict() | (
+        {"trace_gib": {key: value / GIB for key, value in trace.items()}} if trace else {}
+    )
+    return json.dumps(found, indent=1)
+
+
+def with_nodes(cfg: RunConfig, nodes: int) -> RunConfig:
+    """``cfg`` on so many nodes; a global batch too small to give every rank a row grows until it does."""
+    rows = max(cfg.batch.global_size, nodes * cfg.cluster.gpus_per_node)
+    cluster = replace(cfg.cluster, nodes=nodes)
+    return replace(cfg, cluster=cluster, batch=replace(cfg.batch, global_size=rows))
+
+
+def summary(answer: Answer) -> str:
+    """One sentence: what the heads of conf/experiment/*.yaml say."""
+    found, cluster = answer.found, answer.cfg.cluster
+    machines = f"{found.world} x {cluster.gpu_memory_gib:g} GiB"
+    fits = "fits" if found.fits(found.chosen) else "does not fit"
+    return f"{size(found.chosen.device)} per process at its peak, with zero={found.stage}; {fits} {machines}."

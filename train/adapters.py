@@ -24,7 +24,9 @@ def new_elements(tuning: Tuning, shape: Shape) -> int:
     """
     match tuning:
         case LoraTuning():
-            lengths = sum(linear.outputs for linear in _targets(tuning, shape)) if tuning.variant == "dora" else 0
+            lengths = (
+                sum(linear.outputs for linear in adapted_linears(tuning, shape)) if tuning.variant == "dora" else 0
+            )
             return matrix_elements(tuning, shape) + shape.layers * lengths
         case Ia3Tuning():
             scaled = [linear.outputs for linear in shape.linears if linear.name in KEYS_AND_VALUES]
@@ -44,7 +46,7 @@ def new_elements(tuning: Tuning, shape: Shape) -> int:
 def matrix_elements(tuning: Tuning, shape: Shape) -> int:
     """Of ``new_elements``, those that every token is multiplied by."""
     if isinstance(tuning, LoraTuning):
-        return shape.layers * sum(tuning.rank * (each.inputs + each.outputs) for each in _targets(tuning, shape))
+        return shape.layers * sum(tuning.rank * (each.inputs + each.outputs) for each in adapted_linears(tuning, shape))
     if isinstance(tuning, BottleneckTuning):
         return shape.layers * _places(tuning) * 2 * shape.hidden * tuning.size
     return 0
@@ -72,7 +74,8 @@ def frozen_size(tuning: Tuning, shape: Shape) -> float:
     return frozen
 
 
-def _targets(tuning: LoraTuning, shape: Shape) -> list[Linear]:
+def adapted_linears(tuning: LoraTuning, shape: Shape) -> list[Linear]:
+    """The linear layers of a block that LoRA adapts."""
     if tuning.targets == "family":
         return list(shape.linears)
     return [each for each in shape.linears if any(_fits(each, target) for target in tuning.targets)]

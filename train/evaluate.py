@@ -27,6 +27,7 @@ from train.attention import Attention
 from train.distributed import Ranks
 from train.figures import per_source
 from train.held_out import HeldOut, held_out_loss
+from train.plan import number
 from train.restored import Restored, restored
 
 __all__ = ["Answer", "HeldOut", "answer_rows", "evaluate_all", "held_out_loss", "open_further", "write_samples"]
@@ -81,7 +82,7 @@ def evaluate_all(
             split,
             attention=attention,
             seq_len=cfg.data.seq_len,
-            micro_size=cfg.batch.micro_size,
+            micro_size=number(cfg.batch.micro_size),
             max_rows=cfg.evaluation.max_rows,
             pad_id=tokenizer.pad_id,
             ranks=ranks,

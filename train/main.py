@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +26,9 @@ from train.engine.engine import close_distributed
 from train.evaluate import evaluate_all, write_samples
 from train.flops import device_peak, step_flops
 from train.loop import StepReport, training_steps
-from train.metrics import count, step_metrics
+from train.metrics import count, peak_memory_gib, step_metrics
 from train.optim import lr_at
-from train.plan import accumulation_steps
+from train.plan import GIB, accumulation_steps, corpus_of, is_open, number, plan, settle
 from train.preempt import StopRequest
 from train.report import write_report
 from train.resume import changed_settings
@@ -48,6 +49,8 @@ def run(cfg: RunConfig, ranks: Ranks, attempt_box: list[int], argv: Sequence[str
     verify: Literal["hashes", "sizes"] = "hashes" if ranks.local_rank == 0 else "sizes"
     # Splits are mapped after the process group is made, so after every node's first rank has seen to its files.
     corpus = open_prepared(cfg, verify=verify, hint=prepare_command(cfg, argv))
+    chose = is_open(cfg)
+    cfg = settle(cfg, nodes=-(-ranks.world // ranks.local_world), per_node=min(ranks.world, ranks.local_world))
     changed = changed_settings(cfg, run_dir)
     init_distributed(ranks)
     try:
@@ -56,6 +59,8 @@ def run(cfg: RunConfig, ranks: Ranks, attempt_box: list[int], argv: Sequence[str
         code = 70
         try:
             announce(parts, changed)
+            if chose:
+                note_choice(parts)
             drain(parts, stop)
             code = 0
         except CorralError as error:
@@ -89,6 +94,29 @@ def announce(run: Run, changed: dict[str, tuple[Any, Any]]) -> None:
         run.tracker.event("config_changed", step=run.state.step, changed={k: list(v) for k, v in changed.items()})
 
 
+def note_choice(run: Run) -> None:
+    """Say what ``auto`` became; run.yaml holds it for the attempts to come."""
+    chosen = {
+        "zero.stage": run.cfg.zero.stage,
+        "model.recompute": run.cfg.model.recompute,
+        "batch.micro_size": run.cfg.batch.micro_size,
+    }
+    run.tracker.event("chosen", step=run.state.step, **chosen)
+    run.tracker.note("plan: " + ", ".join(f"{key}={value}" for key, value in chosen.items()))
+
+
+def compare_memory(run: Run) -> None:
+    """On a GPU: what the plan said of the memory that is allocated, beside what was."""
+    if run.ranks.device.type != "cuda":
+        return
+    nodes = -(-run.ranks.world // run.ranks.local_world)
+    cluster = replace(run.cfg.cluster, nodes=nodes, gpus_per_node=run.ranks.world // nodes)
+    planned = plan(replace(run.cfg, cluster=cluster), run.model_config, corpus_of(run.cfg)).chosen
+    predicted = (planned.device - planned.context - planned.fragmentation) / GIB
+    run.tracker.log(run.state.step, {"memory/predicted_gib": predicted})
+    run.tracker.note(f"memory: planned {predicted:.2f} GiB at {planned.phase}, measured {peak_memory_gib():.2f} GiB")
+
+
 def drain(run: Run, stop: StopRequest) -> None:
     """Every step of the run, and what is due after each."""
     if run.finished and run.state.step >= run.total_steps:
@@ -117,6 +145,7 @@ def drain(run: Run, stop: StopRequest) -> None:
         checkpoint_now(run, saved_at, must=True)
     if run.cfg.evaluation.at_end:
         evaluate(run)
+    compare_memory(run)
     run.tracker.event("end", step=run.state.step)
     if run.ranks.is_main:
         write_report(run.run_dir)
@@ -132,7 +161,7 @@ def steps(run: Run, stop: StopRequest) -> Any:
         ranks=run.ranks,
         collate=partial(collate, layout=run.attention.layout, pad_id=run.tokenizer.pad_id, device=run.ranks.device),
         lr_at=partial(lr_at, optim=cfg.optim, schedule=cfg.schedule, total_steps=run.total_steps),
-        micro_size=cfg.batch.micro_size,
+        micro_size=number(cfg.batch.micro_size),
         accumulation=accumulation_steps(cfg.batch, run.ranks.world),
         targets_only=cfg.compute.targets_only_head,
         loss=cfg.loss,

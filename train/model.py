@@ -21,6 +21,7 @@ from train.attention import Attention, choose
 from train.base import base_folder, base_hash, check_complete, once
 from train.distributed import Ranks
 from train.models import Family, family
+from train.plan import number
 from train.quantize import quantized
 from train.recompute import set_recompute
 
@@ -118,7 +119,7 @@ def _check_fits(config: Any, kind: Family, cfg: RunConfig, folder: Path, vocab_s
             "or another method works"
         )
     stretched = _stretched_from(config)
-    shared = cfg.data.pack == "exact" or cfg.batch.micro_size > 1
+    shared = cfg.data.pack == "exact" or number(cfg.batch.micro_size) > 1
     if stretched and shared and cfg.data.seq_len > stretched:
         problems.append(
             f"data.seq_len: {cfg.data.seq_len} is more than the {stretched} positions up to which this model's rotary "

@@ -26,6 +26,7 @@ from conf.schema import AttentionConfig, ModelConfig, RunConfig
 from data_prep.identity import prepare_command
 from data_prep.prepared import open_prepared
 from data_prep.tokenizer import load
+from train.plan import settle
 from train.proof import Case, Gradients, Job, Proof, reference_gradients, run_cases
 from train.shrink import shrunken
 
@@ -205,6 +206,7 @@ def main() -> int:
     precision = own.get("precision", "fp32")
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"precision={precision}: not a precision; fp32 and bf16 are")
+    cfg = settle(cfg, nodes=cfg.cluster.nodes, per_node=cfg.cluster.gpus_per_node)
     torch.manual_seed(0)
     return 0 if verify(cfg, sys.argv[1:], precision) else 1  # type: ignore[arg-type]
 

@@ -95,12 +95,15 @@ def test_integers_do_where_numbers_are_wanted() -> None:
                 "false without quotes"
             ),
         ),
-        ({"zero.stage": 4}, "zero.stage: got 4 (integer); allowed: 0, 1, 2, 3"),
+        ({"zero.stage": 4}, "zero.stage: got 4 (integer); allowed: 0, 1, 2, 3, auto"),
+        (
+            {"zero.stage": True},
+            "zero.stage: got true (boolean); allowed: 0, 1, 2, 3, auto; yaml reads yes/on/true as a boolean: quote it",
+        ),
         (
             {"data.near_duplicates": 2},
             "data.near_duplicates: got 2 (integer); allowed: a number >= 0.5 and <= 0.95, or null",
         ),
-        ({"zero.stage": True}, "zero.stage: got true (boolean); allowed: 0, 1, 2, 3"),
         ({"seed": -1}, "seed: got -1 (integer); allowed: an integer >= 0"),
         ({"seed": True}, "seed: got true (boolean); allowed: an integer >= 0"),
         ({"optim.lr": float("nan")}, "optim.lr: got nan (number); allowed: a number > 0.0"),

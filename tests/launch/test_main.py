@@ -151,6 +151,29 @@ def test_plan_as_json(launch: Launcher) -> None:
     assert set(found["stages"]) == {"0", "1", "2", "3"}
 
 
+def test_plan_sweeps_and_resolves_what_is_auto(launch: Launcher) -> None:
+    """70 B in full: no plan on one node, which the line says; stage 3 on more."""
+    arguments = ["experiment=alpaca_llama3_8b_full", "model.path=meta-llama/Llama-3.1-70B", "cluster.gpus_per_node=8"]
+    arguments += ["zero=auto", "model.recompute=auto", "batch.micro_size=auto", "--sweep", "nodes=1,8,64"]
+    done = launch("plan", *arguments)
+    assert done.returncode == 0, done.stderr
+    head, one, *more = done.stdout.splitlines()
+    assert "GPUs" in head
+    assert "too little" in one
+    assert [line.split()[:3] for line in more] == [["8", "64", "3"], ["64", "512", "3"]]
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    found = json.loads(launch("plan", *arguments, "--json").stdout)
+    assert "gpu_memory_gib" in found["1"]["reason"]
+    assert found["8"]["stage"] == 3
+    assert not launch.calls(), "a plan starts nothing"
+
+
+def test_a_sweep_without_values_says_how_to_write_it(launch: Launcher) -> None:
+    done = launch("plan", "experiment=demo", "--sweep", "nodes")
+    assert done.returncode == 78
+    assert "--sweep nodes=1,8,64,512" in done.stderr
+
+
 def test_plan_of_a_model_that_is_not_here_is_66(launch: Launcher) -> None:
     done = launch("plan", "model.path=nobody/nothing-here", "model.config=null", "model.init=pretrained")
     assert done.returncode == 66

@@ -11,9 +11,16 @@ import pytest
 
 from conf.compose import compose
 from conf.errors import ConfigError, MissingInput
+from conf.frozen import save
 from conf.schema import ModelConfig
+from train.models import family
 from train.parameters import shape_of
-from train.plan import GIB, activation_bytes, memory, plan, read_model_config, states
+from train.plan import GIB, Corpus, plan, read_model_config, settle
+from train.plan.activations import Work, block_bytes, kept_by_block, step_peaks
+from train.plan.choice import MARGIN, choose, keep_frozen, options
+from train.plan.communication import hiding_tokens, traffic
+from train.plan.memory import memory, states
+from train.plan.model_config import KNOWN
 
 LLAMA_31_8B = {
     "model_type": "llama",
@@ -122,62 +129,182 @@ def test_a_family_or_a_key_that_is_missing_is_named() -> None:
         shape_of({key: value for key, value in LLAMA_31_8B.items() if key != "intermediate_size"})
 
 
+def test_the_table_of_known_models_has_their_published_sizes() -> None:
+    published = {
+        "meta-llama/Llama-3.1-8B": 8_030_261_248,
+        "meta-llama/Llama-3.1-70B": 70_553_706_496,
+        "meta-llama/Llama-3.2-1B": 1_235_814_400,
+        "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+        "Qwen/Qwen3-0.6B-Base": 596_049_920,
+        "Qwen/Qwen3-1.7B-Base": 1_720_574_976,
+        "Qwen/Qwen3-8B-Base": 8_190_735_360,
+        "openai-community/gpt2": 124_439_808,
+        "EleutherAI/pythia-160m": 162_322_944,
+        "bigscience/bloom-560m": 559_214_592,
+    }
+    table = json.loads(KNOWN.read_text())
+    assert {name: shape_of(model).total for name, model in table.items()} == published
+
+
 def test_states_of_8b_full_tuning_with_fp32_master_weights() -> None:
     one = states(8_030_261_248, 0, stage=2, world=1, dtype="bf16")
-    assert one.states / GIB == pytest.approx(119.7, abs=0.05)
-    assert (one.states + one.accumulation) / GIB == pytest.approx(134.6, abs=0.05)
+    assert (one.device - one.accumulation) / GIB == pytest.approx(119.7, abs=0.05)
+    assert one.device / GIB == pytest.approx(134.6, abs=0.05)
 
 
-@pytest.mark.parametrize(("stage", "expected"), [(0, 16.0), (1, 4 + 12 / 8), (2, 2 + 14 / 8), (3, 16 / 8)])
+@pytest.mark.parametrize(("stage", "expected"), [(1, 8 + 12 / 8), (2, 2 + 16 / 8), (3, 18 / 8)])
 def test_bytes_per_parameter_of_each_stage(stage: int, expected: float) -> None:
-    assert states(1000, 0, stage=stage, world=8, dtype="bf16").states == pytest.approx(1000 * expected)
+    assert states(1000, 0, stage=stage, world=8, dtype="bf16").device == pytest.approx(1000 * expected)
 
 
 def test_a_frozen_base_costs_its_weights_only() -> None:
-    lora = states(1000, 10**6, stage=2, world=1, dtype="bf16")
-    assert lora.states == 2 * 10**6 + 16 * 1000
-    assert states(1000, 10**6, stage=3, world=4, dtype="bf16").states == pytest.approx((2 * 10**6 + 16 * 1000) / 4)
+    lora = states(1000, 2 * 10**6, stage=2, world=1, dtype="bf16")
+    assert lora.device == 2 * 10**6 + 18 * 1000
+    assert states(1000, 2 * 10**6, stage=3, world=4, dtype="bf16").device == pytest.approx((2e6 + 18 * 1000) / 4)
 
 
-def test_offload_moves_and_loses_nothing() -> None:
+def test_offload_takes_the_optimizer_off_the_device() -> None:
     at_home = states(1000, 0, stage=3, world=2, dtype="bf16")
     optimizer = states(1000, 0, stage=3, world=2, dtype="bf16", offload="optimizer")
     everything = states(1000, 0, stage=3, world=2, dtype="bf16", offload="all")
-    assert optimizer.optimizer == 0
-    assert everything.weights == 0
-    for moved in (optimizer, everything):
-        assert moved.device + moved.host == pytest.approx(at_home.device)
+    assert optimizer.device == at_home.weights
+    assert everything.device == 0
+    assert everything.host == optimizer.host + at_home.weights > at_home.optimizer
+
+
+def work(tokens: int, method: str = "full", logits: int = 1) -> Work:
+    adapted = family("llama").lora_targets if method == "lora" else None
+    return Work(tokens, logits, tokens, 2, adapted, 16)
+
+
+def test_bytes_that_a_llama_block_keeps() -> None:
+    """By hand: two norms 8h each, queries, keys, values, output and log-sum-exp, and 8i of the MLP."""
+    model = LLAMA_31_8B | {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16}
+    model |= {"num_key_value_heads": 4}
+    full = block_bytes(kept_by_block(model, shape_of(model), work(1)), work(1))
+    assert full == 16 * 1024 + 8 + 4 * 1024 + 4 * 256 + 4 * 16 + 8 * 2816
+    lora = block_bytes(kept_by_block(model, shape_of(model), work(1, "lora")), work(1, "lora"))
+    assert lora == full - 4 * 1024 + 7 * 2 * 16
 
 
 def test_recomputation_saves_activations_in_order() -> None:
     shape = shape_of(LLAMA_31_8B)
     none, selective, full = (
-        activation_bytes(shape, 2048, per_unit=58, recompute=kind, dtype="bf16")
-        for kind in ("none", "selective", "full")
+        step_peaks(LLAMA_31_8B, shape, work(2048), recompute)["deepest"].total
+        for recompute in ("none", "selective", "full")  # type: ignore[misc]
     )
-    assert none == 2048 * 4096 * 32 * 58
-    assert full == 2048 * 4096 * (32 * 2 + 58)
-    assert full < selective < none
+    assert none > 1.85 * selective
+    assert selective > 5 * full > 0
+
+
+def test_adapters_with_dropout_keep_a_mask_and_its_output() -> None:
+    shape, dry = shape_of(LLAMA_31_8B), work(1, "lora")
+    wet = replace(dry, dropout=0.1)
+    more = block_bytes(kept_by_block(LLAMA_31_8B, shape, wet), wet) - block_bytes(
+        kept_by_block(LLAMA_31_8B, shape, dry), dry
+    )
+    inputs = {"q": 4096, "k": 4096, "v": 4096, "o": 4096, "gate": 4096, "up": 4096, "down": 14336}
+    assert more == 3 * sum(inputs.values()) - 2 * (4096 + 4096 + 14336)
 
 
 def test_known_fits() -> None:
-    cfg = compose(["model=llama31_8b", "cluster.gpu_memory_gib=139.0", "data.seq_len=2048"])
-    full = plan(cfg, LLAMA_31_8B)
+    """8B in full on one GPU of 139 GiB: only with recomputation or offload. 8B LoRA: 80 GiB with room."""
+    cfg = compose(["model=llama31_8b", "model.recompute=none", "cluster.gpu_memory_gib=139.0", "data.seq_len=2048"])
+    alpaca = Corpus(rows=52_000, tokens=6_000_000, supervised=0.5)
+    full = plan(cfg, LLAMA_31_8B, alpaca)
     assert not full.fits(full.chosen)
     assert full.trained == full.parameters == 8_030_261_248
-    offloaded = plan(replace(cfg, zero=replace(cfg.zero, offload="optimizer")), LLAMA_31_8B)
+    assert full.fits(full.recomputations["full"])
+    offloaded = plan(replace(cfg, zero=replace(cfg.zero, offload="optimizer")), LLAMA_31_8B, alpaca)
     assert offloaded.fits(offloaded.chosen)
-    lora = plan(compose(["model=llama31_8b", "tuning=lora", "data.seq_len=2048"]), LLAMA_31_8B)
-    assert lora.fits(lora.chosen)
+    lora = plan(compose(["model=llama31_8b", "model.recompute=none", "tuning=lora"]), LLAMA_31_8B, alpaca)
+    assert lora.chosen.device < 0.6 * 80 * GIB
     json.dumps(lora.to_dict())
+
+
+def test_70b_in_full_needs_stage_3_over_several_nodes() -> None:
+    model = json.loads(KNOWN.read_text())["meta-llama/Llama-3.1-70B"]
+    cfg = compose(["model=llama31_8b", "model.path=meta-llama/Llama-3.1-70B", "cluster.gpus_per_node=8"])
+    for nodes, fitting in ((1, set()), (4, {3}), (16, {3})):
+        sized = replace(cfg, cluster=replace(cfg.cluster, nodes=nodes), model=replace(cfg.model, recompute="full"))
+        found = plan(sized, model, Corpus(1, 100, 0.5))
+        assert {stage for stage, each in found.stages.items() if found.fits(each)} == fitting, nodes
+
+
+@pytest.mark.parametrize(("gigabits", "tokens"), [(400, 12.4e3), (8 * 400, 1.5e3), (100, 49e3)])
+def test_tokens_above_which_stage_3_hides(gigabits: float, tokens: float) -> None:
+    assert hiding_tokens(gigabits) == pytest.approx(tokens, rel=0.04)
+
+
+def test_traffic_of_stage_3_is_three_times_the_weights_per_micro_batch() -> None:
+    moved = traffic(trained=1000, whole=2000, stage=3, dtype="bf16", micro_batches=4, world=8)
+    assert moved.on_the_wire(8) == 3 * 2000 * 4 * 7 / 8
+    assert traffic(trained=1000, whole=2000, stage=2, dtype="bf16", micro_batches=4, world=1).on_the_wire(1) == 0
 
 
 def test_the_targets_only_head_counts_supervised_tokens() -> None:
     cfg, shape = compose(["model=llama32_1b", "data.seq_len=1024"]), shape_of(LLAMA_32_1B)
-    quarter = memory(cfg, shape, stage=2, recompute="none", supervised=0.25)
-    assert quarter.logits == 14 * 256 * 128256
+    quarter = memory(cfg, LLAMA_32_1B, shape, stage=2, recompute="none", supervised=0.25)
     padded = replace(cfg, data=replace(cfg.data, pack="none"))
-    assert memory(padded, shape, stage=2, recompute="none", supervised=0.25).logits == 14 * 1024 * 128256
+    whole = memory(padded, LLAMA_32_1B, shape, stage=2, recompute="none", supervised=0.25)
+    assert (whole.logits, whole.phase) == (12 * 1024 * 128256, "loss")
+    assert quarter.logits < whole.logits / 2
+
+
+OPEN = ["zero=auto", "model.recompute=auto", "batch.micro_size=auto"]
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 8])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("gib", [40.0, 80.0, 141.0])
+def test_the_choice_fits_with_its_margin_and_nothing_that_fits_is_faster(gpus: int, tuning: str, gib: float) -> None:
+    cfg = compose(
+        [
+            "model=llama31_8b",
+            f"tuning={tuning}",
+            f"cluster.gpus_per_node={gpus}",
+            f"cluster.gpu_memory_gib={gib}",
+            *OPEN,
+        ]
+    )
+    found = options(cfg, LLAMA_31_8B, 0.5)
+    chosen = choose(found)
+    fitting = [each for each in found if each.memory.device <= gib * GIB * (1 - MARGIN)]
+    assert (chosen is None) == (not fitting)
+    if chosen is not None:
+        assert chosen in fitting
+        assert chosen.cost == min(each.cost for each in fitting)
+        assert all(each.against(chosen, gib) for each in found)
+
+
+def test_auto_is_resolved_and_an_earlier_choice_is_kept(tmp_path: Path) -> None:
+    cfg = compose(["model=llama31_8b", f"run_dir={tmp_path}", *OPEN])
+    chosen = settle(cfg, nodes=1, per_node=8)
+    assert "auto" not in (chosen.zero.stage, chosen.model.recompute, chosen.batch.micro_size)
+    assert chosen == settle(cfg, nodes=1, per_node=8)
+    assert chosen.cluster == cfg.cluster
+    earlier = replace(chosen, zero=replace(chosen.zero, stage=3), batch=replace(chosen.batch, micro_size=1))
+    kept = keep_frozen(cfg, earlier)
+    assert (kept.zero.stage, kept.batch.micro_size) == (3, 1)
+    save(earlier, tmp_path / "run.yaml")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "LATEST").write_text("step-00000001")
+    assert settle(cfg, nodes=1, per_node=8).zero.stage == 3
+
+
+def test_what_fits_nowhere_is_said_with_what_would() -> None:
+    cfg = compose(["model=llama31_8b", "cluster.gpu_memory_gib=16.0", *OPEN])
+    with pytest.raises(ConfigError, match=r"the smallest plan \(zero=1 recompute=full micro=1\) needs .* tuning=lora"):
+        settle(cfg, nodes=1, per_node=1)
+
+
+def test_steps_and_samples_come_from_the_corpus() -> None:
+    corpus = Corpus(rows=52_000, tokens=52_000 * 128, supervised=0.4)
+    cfg = compose(["model=llama31_8b", "data=alpaca", "data.stop.epochs=3.0", "batch.global_size=16"])
+    found = plan(cfg, LLAMA_31_8B, corpus)
+    assert found.samples_per_step == 16 * 16
+    assert found.steps == 610  # 3 * 52000 / 256 = 609.4
+    assert plan(cfg, LLAMA_31_8B).steps is None
 
 
 def test_the_model_config_is_read_from_where_it_is(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert "300 steps · finished" in html
     assert "4.100 → 0.111" in html  # held-out loss
     assert "0% → 97%" in html  # exact match
-    assert html.count("<figure>") == 8
+    assert html.count("<figure>") == 9  # eight plots and the planned memory
     assert "&lt;script&gt;alert" in html
     assert "hunter2" not in html
     assert "36 of 42 right" in html
@@ -228,3 +228,22 @@ def test_labels_and_settings() -> None:
         {"step": 1},
         {"step": 2, "x": 1, "y": 2},
     ]
+
+
+def test_the_bar_of_planned_memory_shows_every_part(tmp_path: Path) -> None:
+    """Parts add up to the whole, in the bar as in the plan; a folder without a config has no bar."""
+    from conf.compose import compose
+    from conf.frozen import save
+    from train.plan import plan, read_model_config
+    from train.report.memory import parts, planned_memory
+    from train.report.reading import read_run
+
+    assert planned_memory(read_run(tmp_path)) == ""
+    cfg = compose(["model=llama31_8b", "data.prepared=none", "cluster.gpus_per_node=2"])
+    save(cfg, tmp_path / "run.yaml")
+    (tmp_path / "events.jsonl").write_text('{"kind": "start", "step": 0, "world": 2}\n')
+    memory = plan(cfg, read_model_config(cfg.model)).chosen
+    assert sum(parts(memory).values()) == pytest.approx(memory.device)
+    drawn = planned_memory(read_run(tmp_path))
+    assert drawn.count("stroke-width:44") == len(parts(memory))
+    assert f"{memory.device / 2**30:.2f} GiB" in drawn

@@ -30,6 +30,7 @@ from conf.errors import ConfigError, Unavailable
 from conf.schema import OptimConfig, ZeroConfig
 from train.distributed import GROUP_TIMEOUT, Ranks
 from train.engine.fragments import MOMENTS, Fragment, base_optimizer, flat_states, owned_fragments
+from train.plan import number
 
 WRONG_ZERO2 = (((0, 17, 6), (0, 18, 2)), ((0, 18, 3), (0, 19, 3)))
 """DeepSpeed releases with wrong ZeRO-2 gradients (DeepSpeed issues 7718 and 8224)."""
@@ -125,7 +126,7 @@ class Engine:
     ) -> None:
         if not parameters:
             raise ConfigError("tuning: no parameter is trainable; nothing would be learnt. Check tuning.targets")
-        self.ranks, self.stage, self.clip = ranks, zero.stage, optim.clip
+        self.ranks, self.stage, self.clip = ranks, number(zero.stage), optim.clip
         self.parameters = dict(parameters)
         optimizer = torch.optim.AdamW(
             parameter_groups(parameters, optim),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from conf.schema import BatchConfig, ModelConfig, OptimConfig, ZeroConfig
-from train.plan import accumulation_steps
+from train.plan import accumulation_steps, number
 
 
 def deepspeed_settings(
@@ -19,12 +19,12 @@ def deepspeed_settings(
     Stage 0 is clipped by ``Engine`` itself, because DeepSpeed reports no gradient norm there. On CPU, communication
     is never overlapped: gloo has no streams to overlap with.
     """
-    accumulation = accumulation_steps(batch, world)
+    accumulation, micro, stage = accumulation_steps(batch, world), number(batch.micro_size), number(zero.stage)
     return {
-        "train_micro_batch_size_per_gpu": batch.micro_size,
+        "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
-        "train_batch_size": batch.micro_size * accumulation * world,
-        "gradient_clipping": optim.clip if zero.stage else 0.0,
+        "train_batch_size": micro * accumulation * world,
+        "gradient_clipping": optim.clip if stage else 0.0,
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
         "bf16": {"enabled": model.dtype == "bf16", "check_grad_overflow": True},

@@ -11,6 +11,7 @@ from typing import Any
 
 from conf.errors import CannotCreate
 from train.figures import clock, short_count
+from train.report.memory import planned_memory
 from train.report.page import document, figure, folded, sample, samples, section, settings, table, tiles
 from train.report.plots import line_plot, smoothed
 from train.report.reading import Points, RunRecord, flat, read_run
@@ -40,6 +41,7 @@ def render(run: RunRecord) -> str:
             section("Held-out rows, before and after", before_and_after(run)),
             section("Answers to held-out rows", answers(run)),
             section("Data", data(run)),
+            section("Memory", planned_memory(run)),
             section("Events", events(run)),
             section("Configuration", folded("run.yaml, resolved", settings(texts(flat(run.config))))),
             section("Provenance", provenance(run)),

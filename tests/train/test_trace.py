@@ -1,0 +1,58 @@
+"""The closed form of activation memory against fake tensors of the whole step, and that trace against torch's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.plan_accuracy import CASES, closed, line, mem_tracker, targets_of, traced
+from benchmarks.plan_accuracy import config as run_of
+from launch.torchrun import ROOT, child_environment
+from train.trace import FEW, PHASES, step_peaks, trace
+
+LOW = 0.02
+"""The formulas may say at most so much less than is needed."""
+
+
+@pytest.mark.slow
+def test_the_closed_form_is_within_bounds_of_the_trace() -> None:
+    assert len(CASES) >= 16
+    found = [(case, closed(case), traced(case)) for case in CASES]
+    errors = [predicted / measured - 1 for _, predicted, measured in found]
+    said = "\n".join(line(*each) for each in found)
+    assert statistics.median(abs(error) for error in errors) <= 0.015, said
+    assert max(abs(error) for error in errors) <= 0.03, said
+    assert min(errors) >= -LOW, said
+
+
+@pytest.mark.parametrize(
+    "place", [0, 1], ids=lambda place: f"{CASES[place].model['model_type']}-{CASES[place].recompute}"
+)
+def test_the_trace_agrees_with_torchs_mem_tracker(place: int) -> None:
+    case = CASES[place]
+    peaks = step_peaks(run_of(case), case.model, FEW, targets_of(case))
+    assert mem_tracker(case) == pytest.approx(max(peaks.values()), rel=0.01)
+
+
+def test_a_trace_names_every_phase_and_grows_with_the_layers() -> None:
+    case = CASES[0]
+    small = trace(run_of(case), {**case.model, "num_hidden_layers": 4}, 0.1)
+    large = trace(run_of(case), {**case.model, "num_hidden_layers": 40}, 0.1)
+    assert set(small.phases) == set(PHASES)
+    assert large.peak > 5 * small.peak
+
+
+@pytest.mark.slow
+def test_the_command_plans_and_traces_the_same() -> None:
+    """The demo's head counts every token without a corpus, in the trace as in the formulas."""
+    command = [sys.executable, "-m", "launch", "plan", "experiment=demo", "data.prepared=none", "--json", "--trace"]
+    environment = {**os.environ, **child_environment(1)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=True)
+    found = json.loads(done.stdout)
+    own = found["stages"]["2"]
+    assert found["trace_gib"]["peak"] == pytest.approx(own["activations"] + own["logits"] + own["passing"], abs=0.002)

@@ -1,0 +1,25 @@
+"""Memory, time and communication of a run before it starts, in closed formulas; torch-free, because launch plans.
+
+``memory`` and ``activations`` say what a rank needs, ``communication`` what its ranks exchange, ``speed`` how long it
+takes, ``choice`` which stage, recomputation and micro-batch to take, ``answer`` puts them together.
+"""
+
+from train.plan.answer import Corpus, Plan, plan
+from train.plan.choice import is_open
+from train.plan.memory import GIB, Memory, accumulation_steps, number
+from train.plan.model_config import read_model_config
+from train.plan.settle import corpus_of, settle
+
+__all__ = [
+    "GIB",
+    "Corpus",
+    "Memory",
+    "Plan",
+    "accumulation_steps",
+    "corpus_of",
+    "is_open",
+    "number",
+    "plan",
+    "read_model_config",
+    "settle",
+]

@@ -1,0 +1,280 @@
+"""Activation memory of a run from one step of its own model on fake tensors: nothing is allocated, nothing is loaded.
+
+  python -m train.trace experiment=NAME [overrides]      prints JSON
+
+The model of the config is built with 2 and with 4 blocks, its forward and backward pass run on tensors that have a
+shape and no data, and every storage that comes to life or dies is counted. All blocks are alike, so each phase is a
+straight line in their number. ``launch plan --trace`` calls this as a process of its own, because it needs torch.
+
+Attention is replaced by an operation that keeps and allocates what a variable-length flash kernel does (Dao et al.
+2022, section 3: query, key, value, output and one fp32 log-sum-exp per query and head), since CPU kernels keep more.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from conf.compose import config_from_argv
+from conf.errors import leave_with_code
+from conf.schema import RunConfig
+from train import tuning
+from train.batch import Batch
+from train.loss import token_nll_sum
+from train.models import family
+from train.plan import number, read_model_config, settle
+from train.recompute import set_recompute
+
+FEW, MORE = 2, 4
+"""Blocks of the two traces; both even, so that every second block is recomputed in the same places."""
+LAYER_KEYS = ("num_hidden_layers", "n_layer")
+PHASES = ("loss", "deepest", "rest")
+"""Forward, loss and head until the gradient reaches the last block; the backward of that block; all after it."""
+
+
+class Live(TorchDispatchMode):
+    """Bytes of all storages that operators made and that are still alive, and the most of each phase.
+
+    ``targets`` answers ``nonzero``, the one question of the loss whose answer depends on data.
+    """
+
+    def __init__(self, targets: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.targets, self.now, self.phase = targets, 0, "loss"
+        self.peaks = dict.fromkeys(PHASES, 0)
+        self._seen: dict[int, weakref.ref[Any]] = {}
+
+    def watch(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = id(storage), storage.nbytes()
+        if key in self._seen or tensor.device.type == "meta":
+            return
+        self._seen[key] = weakref.ref(storage, lambda _: self._dead(key, size))
+        self.now += size
+        self.peaks[self.phase] = max(self.peaks[self.phase], self.now)
+
+    def _dead(self, key: int, size: int) -> None:
+        del self._seen[key]
+        self.now -= size
+
+    def enter(self, phase: str) -> None:
+        self.phase = phase
+        self.peaks[phase] = max(self.peaks[phase], self.now)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.nonzero.default:
+            made: Any = args[0].new_empty((self.targets, args[0].dim()), dtype=torch.long)
+        else:
+            made = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(made):
+            if isinstance(tensor, torch.Tensor):
+                self.watch(tensor)
+        return made
+
+
+class _Flash(torch.autograd.Function):
+    """What a flash kernel keeps and allocates: query [T, H, D], key and value [T, K, D] -> [T, H, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        out = query.new_empty(query.shape)
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:2], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return tuple(each.new_empty(each.shape) for each in ctx.saved_tensors[:3])
+
+
+def _attend(_module: nn.Module, query: Any, key: Any, value: Any, _mask: Any, **_: object) -> tuple[Any, None]:
+    """transformers' attention interface over batch [B, H, L, D], flattened to one row of B * L tokens."""
+    batch, length = query.shape[0], query.shape[2]
+    out = _Flash.apply(*(each.transpose(1, 2).flatten(0, 1) for each in (query, key, value)))  # type: ignore[no-untyped-call]
+    return out.unflatten(0, (batch, length)), None
+
+
+def meta_model(cfg: RunConfig, model: Mapping[str, Any], layers: int) -> nn.Module:
+    """The configured model with ``layers`` blocks, tuning and recomputation applied.
+
+    Built on the meta device and given fake weights afterwards: modules cannot be converted while they hold fakes.
+    """
+    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+    AttentionInterface.register("corral_traced", _attend)
+    kind = family(model["model_type"])
+    values = {key: value for key, value in model.items() if key not in ("model_type", "architectures", "torch_dtype")}
+    values |= {key: layers for key in LAYER_KEYS if key in model} | dict.fromkeys(kind.dropouts, 0.0)
+    values.pop("layer_types", None)  # one entry per block
+    config = AutoConfig.for_model(model["model_type"], **values)
+    config.use_cache, config.pad_token_id = False, None
+    dtype = torch.bfloat16 if cfg.model.dtype == "bf16" else torch.float32
+    implementation = {"attn_implementation": "corral_traced"} if kind.interface else {}
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(config, dtype=dtype, **implementation)
+        tuned = tuning.apply(bare, cfg.tuning, kind, seed=cfg.seed).train()
+    set_recompute(tuned, cfg.model.recompute, block_class=kind.block_class)
+    _fuse_dropout(tuned)
+    return tuned
+
+
+class _FusedDropout(nn.Module):
+    """Dropout as CUDA computes it, with a mask of booleans; on a CPU the mask has the input's type."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.native_dropout(hidden, self.probability, True)[0]
+
+
+def _fuse_dropout(model: nn.Module) -> None:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout) and child.p:
+                setattr(module, name, _FusedDropout(child.p))
+
+
+def _materialise(model: nn.Module) -> None:
+    """Give every parameter and buffer of a meta model a fake storage; tied ones one storage."""
+    made: dict[int, torch.Tensor] = {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            made[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                old = id(parameter)
+                replacement = made.get(old)
+                if replacement is None:
+                    replacement = nn.Parameter(fake(parameter), requires_grad=parameter.requires_grad)
+                    made[old] = replacement
+                module._parameters[name] = replacement  # type: ignore[assignment]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = fake(buffer)
+
+
+def step_peaks(cfg: RunConfig, model: Mapping[str, Any], layers: int, targets: int) -> dict[str, int]:
+    """Most bytes alive in each phase of one micro-batch, weights not counted, gradients dropped as they come.
+
+    Dropped, because sharded data parallelism takes each gradient into its own buffers at once (counted elsewhere).
+    """
+    block = family(model["model_type"]).block_class
+    with FakeTensorMode():
+        network = materialised(cfg, model, layers)
+        live = Live(targets)
+        for tensor in [*network.parameters(), *network.buffers()]:
+            live.watch(tensor)
+        base = live.now
+        _mark_phases([each for each in network.modules() if type(each).__name__ == block], live)
+        with live:
+            one_micro_batch(network, cfg, targets)
+    return {phase: peak - base for phase, peak in live.peaks.items()}
+
+
+def materialised(cfg: RunConfig, model: Mapping[str, Any], layers: int) -> nn.Module:
+    """The model with fake weights, whose gradients are dropped as they come. Call under FakeTensorMode."""
+    network = meta_model(cfg, model, layers)
+    _materialise(network)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop)  # type: ignore[no-untyped-call]
+    return network
+
+
+def one_micro_batch(network: nn.Module, cfg: RunConfig, targets: int) -> None:
+    """Forward and backward pass, as the training loop makes them."""
+    loss = token_nll_sum(network, fake_batch(cfg, targets), targets_only=cfg.compute.targets_only_head)
+    (loss / 2).backward()  # type: ignore[no-untyped-call]
+
+
+def targets(cfg: RunConfig, supervised: float) -> int:
+    """Targets of a micro-batch of full rows, of which the share ``supervised`` is."""
+    return max(1, math.ceil(number(cfg.batch.micro_size) * cfg.data.seq_len * supervised))
+
+
+def _drop(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+def _mark_phases(blocks: list[nn.Module], live: Live) -> None:
+    """The gradient of a block's output is what starts its backward."""
+
+    def enter_at(phase: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.requires_grad and torch.is_grad_enabled():
+                hidden.register_hook(lambda gradient: live.enter(phase))
+
+        return hook
+
+    blocks[-1].register_forward_hook(enter_at("deepest"))
+    blocks[-2].register_forward_hook(enter_at("rest"))
+
+
+def fake_batch(cfg: RunConfig, targets: int) -> Batch:
+    """A micro-batch of full rows. Call under FakeTensorMode."""
+    rows, length = number(cfg.batch.micro_size), cfg.data.seq_len
+    flat = cfg.data.pack == "exact"
+    shape = (1, rows * length) if flat else (rows, length)
+    ids = torch.zeros(shape, dtype=torch.long)
+    return Batch(
+        input_ids=ids,
+        labels=torch.zeros(shape, dtype=torch.long),
+        position_ids=torch.zeros(shape, dtype=torch.long),
+        attention_mask=None,
+        segments=torch.zeros(rows + 1, dtype=torch.int32) if flat else None,
+        longest=length,
+        uids=(),
+        tokens=rows * length,
+        targets=targets,
+    )
+
+
+@dataclass(frozen=True)
+class Traced:
+    phases: dict[str, float]
+    """Bytes at the peak of each phase, for the model's own number of blocks."""
+
+    @property
+    def peak(self) -> float:
+        return max(self.phases.values())
+
+
+def trace(cfg: RunConfig, model: Mapping[str, Any], supervised: float = 1.0) -> Traced:
+    """Activations, logits and their gradients of one micro-batch, in bytes, extrapolated to all blocks."""
+    wanted = targets(cfg, supervised)
+    layers = next(int(model[key]) for key in LAYER_KEYS if key in model)
+    few, more = (step_peaks(cfg, model, count, wanted) for count in (FEW, MORE))
+    slopes = {phase: (more[phase] - few[phase]) / (MORE - FEW) for phase in PHASES}
+    # The second last of two blocks is also the first one, which keeps less when all before it is frozen: a line through
+    # it would be too steep. Later moments add no more per block than the last block's does.
+    slopes["rest"] = min(slopes["rest"], slopes["deepest"])
+    return Traced({phase: few[phase] + slopes[phase] * (layers - FEW) for phase in PHASES})
+
+
+def main() -> int:
+    cfg, own = config_from_argv(sys.argv[1:], command="train.trace", extra={"supervised": "share of targets"})
+    cfg = settle(cfg, nodes=cfg.cluster.nodes, per_node=cfg.cluster.gpus_per_node)
+    found = trace(cfg, read_model_config(cfg.model), float(own.get("supervised", "1")))
+    print(json.dumps({"phases": found.phases, "peak": found.peak}))
+    return 0
+
+
+if __name__ == "__main__":
+    leave_with_code(main)
