@@ -22,14 +22,14 @@ export TOKENIZERS_PARALLELISM := false
 # Per environment: two environments that share compiled ops rebuild them for each other for ever.
 export TORCH_EXTENSIONS_DIR := $(venv)/torch_extensions
 
-.PHONY: help env .venv demo demo-clean test test-slow parity lint bench faults slurm-test clean
+.PHONY: help env .venv demo demo-clean test test-slow parity lint bench bench-train faults slurm-test clean
 
 help:
 	@echo "make demo        prepare, tune, evaluate, export and chat on this machine (two processes, no GPU)"
 	@echo "make test        the test suite; make test-slow, make faults, make slurm-test: the long ones"
 	@echo "make parity      gradients in every geometry against plain torch (fp32)"
 	@echo "make lint        ruff, mypy, the import contract, shellcheck"
-	@echo "make bench       the benchmarks"
+	@echo "make bench       planning, start-up, the plan's accuracy; make bench-train: speed beside HF Trainer and TRL"
 	@echo "make env         only the environment, $(VENV)"
 	@echo "make demo-clean  forget the demo's runs; make clean: caches and build folders"
 
@@ -79,8 +79,11 @@ lint: $(stamp)
 	"$(bin)/shellcheck" -x slurm/*.sh tests/slurm/*.sh .ci/run
 
 bench: $(stamp)
-	@[ -n "$(wildcard benchmarks/*.py)" ] || { echo "corral: benchmarks/ holds no benchmark" >&2; exit 66; }
-	@for each in $(wildcard benchmarks/*.py); do echo "== $$each"; "$(bin)/python" "$$each"; done
+	@for each in planning scale plan_accuracy; do echo "== $$each"; "$(bin)/python" -m "benchmarks.$$each"; done
+
+bench-train: $(stamp)
+	"$(bin)/python" -m pip install --quiet -c constraints.txt -e '.[bench]'
+	"$(bin)/python" -m benchmarks.train_speed
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

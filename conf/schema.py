@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from conf.checks import cross_checks
+from conf.corpus import DataConfig, DecontaminateConfig, RateConfig, SourceConfig, StopConfig
 from conf.errors import ConfigError
 from conf.fields import STRICT, Count, Fraction, Name, Positive, PositiveFloat
 from conf.methods import (
@@ -29,11 +30,10 @@ from conf.methods import (
     Tuning,
 )
 from conf.problems import field_problems, without
-from conf.style import SelectConfig, StyleConfig
 
 __all__ = [
-    "BottleneckTuning", "FullTuning", "Ia3Tuning", "LoraTuning", "PrefixTuning", "PromptTuning", "RunConfig",
-    "to_dict", "validate",
+    "BottleneckTuning", "DataConfig", "DecontaminateConfig", "FullTuning", "Ia3Tuning", "LoraTuning", "PrefixTuning",
+    "PromptTuning", "RateConfig", "RunConfig", "SourceConfig", "StopConfig", "to_dict", "validate",
 ]  # fmt: skip
 
 
@@ -63,110 +63,6 @@ class ModelConfig:
     """Size of a trained tokenizer, in tokens; only read with ``tokenizer: train``."""
     revision: str | None = None
     """Hub revision (branch, tag or commit) of ``path``; None is the hub's default branch."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class RateConfig:
-    """Size-proportional weight: min(rows * scale, cap) ** (1 / temperature) (SeqIO, ``mixing_rate_num_examples``).
-
-    On an inner node it is the rate of every leaf below, and may stand beside the node's own ``weight``.
-    """
-
-    cap: Positive | None = None
-    scale: PositiveFloat = 1.0
-    temperature: Annotated[float, Field(ge=1.0)] = 1.0
-
-
-@dataclass(frozen=True, config=STRICT)
-class SourceConfig:
-    """A node of the source tree: a leaf has ``format`` and ``path``, an inner node has ``sources``."""
-
-    format: Literal["alpaca", "prompt_completion", "sharegpt", "messages", "flan_cot", "niv2", "p3", "qa"] | None = None
-    path: str | None = None
-    """A file, a folder or a glob; .json, .jsonl, .csv, .tsv (each also .gz or .zst), .parquet, .arrow. Or a data set of
-    the Hugging Face hub, spelt ``hf://datasets/OWNER/NAME[@REVISION][:CONFIG][/SPLIT]`` (split: train), which is
-    streamed; preparation pins the revision to its commit and the corpus names it."""
-    fields: dict[Name, str] = Field(default_factory=dict)
-    """Names that the rows use instead of the format's own: ``{input: context, output: response}`` reads Dolly's rows as
-    Alpaca's, ``{prompt: question, completion: answer}`` GSM8K's as prompt_completion."""
-    template: Literal["auto", "alpaca", "chat", "plain"] = "auto"
-    """auto: alpaca -> alpaca, sharegpt and messages -> chat, all others -> plain."""
-    style: StyleConfig | None = None
-    """None: each row by itself, in its format's own words."""
-    select: SelectConfig | None = None
-    """None: all rows of the files."""
-    validation_fraction: Fraction = 0.0
-    """Share of rows held out, chosen by a hash of the normalised prompt: equal prompts fall on the same side."""
-    rows: Positive | None = None
-    """Use only the first so many rows."""
-    max_epochs: Positive | None = None
-    """The source retires at the exact draw at which every row was used so often; the others share its weight."""
-    weight: Annotated[float, Field(ge=0.0)] | None = None
-    """Share among its siblings. None: in proportion to the rows (or to ``rate``). 0: absent."""
-    rate: RateConfig | None = None
-    sources: dict[Name, SourceConfig] | None = None
-
-
-@dataclass(frozen=True, config=STRICT)
-class StopConfig:
-    """When the data ends. Exactly one field is set; ``schedule.max_steps`` may end the run earlier."""
-
-    epochs: PositiveFloat | None = None
-    """Draws = epochs * rows of all sources."""
-    tokens: Positive | None = None
-    examples: Positive | None = None
-    first_exhausted: Literal[True] | None = None
-    all_seen_once: Literal[True] | None = None
-
-
-@dataclass(frozen=True, config=STRICT)
-class DecontaminateConfig:
-    """Rows that overlap with evaluation sets go to quarantine (data_prep/decontaminate.py says what overlap is)."""
-
-    paths: Annotated[list[str], Field(min_length=1)]
-    """Evaluation files, spelt as a source's ``path``; rows in any format."""
-    ngram: Annotated[int, Field(ge=3)] = 13
-    """Words in a row that two texts must share; 13 as in Brown et al. 2020, appendix C."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class DataConfig:
-    sources: dict[Name, SourceConfig]
-    stop: StopConfig
-    prepared: str | None = None
-    """Folder of the prepared corpus, or the URL of one (s3://, gs://, hf://, file://, ...), which is copied to
-    ``cache`` by each node when a run starts. None: ``corpora/<digest of sources, tokenizer, template>``."""
-    cache: str | None = None
-    """Folder on the node's own disk for corpora named by URL. None: ``corral-<user id>`` below $TMPDIR (or /tmp)."""
-    unit: Literal["examples", "tokens"] = "examples"
-    """What the weights of ``sources`` share out."""
-    seq_len: Annotated[int, Field(ge=8)] = 2048
-    """Tokens per packed row, and the longest sample preparation keeps."""
-    over_length: Literal["drop", "truncate_right"] = "drop"
-    """Samples longer than ``seq_len``: to quarantine with reason ``over_length``, or cut at the right and counted."""
-    pack: Literal["exact", "none"] = "exact"
-    """exact: several samples per row, isolated from one another; none: one sample per row."""
-    window: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Samples shuffled and packed together. auto: the power of two from 256 * seq_len / mean length on, 4096..65536."""
-    share_prefix: bool = True
-    """Samples of a packed row that begin with the same tokens (template text, task definition) compute them once: the
-    same loss and gradients. Needs attention=packed (or auto) and adapters without dropout. Nothing to share with
-    pack=none."""
-    on_bad_row: Literal["quarantine", "fail"] = "quarantine"
-    bad_row_budget: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
-    """Share of rows that may be rejected before preparation stops with exit code 65."""
-    clean: dict[Name, bool] = Field(default_factory=dict)
-    """Cleaning rules switched on or off by name; what is not named keeps its default (see data_prep/clean.py)."""
-    near_duplicates: Annotated[float, Field(ge=0.5, le=0.95)] | None = None
-    """Also reject rows whose three-word runs overlap this much (Jaccard index, estimated by MinHash) with those of an
-    earlier row of their source: 0.8 finds reworded questions, but also two about one long passage. None: exact only."""
-    decontaminate: DecontaminateConfig | None = None
-    style_seed: Count = 0
-    """Seed of what preparation draws for sources with a ``style``; the order of samples follows the run's ``seed``."""
-    num_proc: Positive = 1
-    """Preparation processes. The corpus is the same for any number."""
-    allow_change: bool = False
-    """Accept, and record, another data plan on resume."""
 
 
 @dataclass(frozen=True, config=STRICT)
