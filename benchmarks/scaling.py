@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from launch.plan_sweep import Point, lines, plot, sweep
+from train.plan.speed import fitted
 
 DOCS = Path(__file__).parents[1] / "docs"
 NODES = "nodes=1,8,64,512"
@@ -31,7 +32,7 @@ grows where there are more GPUs than rows; hours are for 1000 steps. `GiB` is pe
 taken for a target; `hidden`: whether ZeRO-3's traffic hides under compute; `good`: the share of the time that makes
 progress when GPUs fail as often as in the training of Llama 3. No speed (`-`) is given far outside the published rows
 that the constants were fitted to (8 to 512 GPUs, 0.76 to 65 B parameters); adapters were not among them. The median
-error on rows held out of the fit is 2.1% (H100), the worst 5.1%: `python -m benchmarks.fit_throughput`.
+error on rows held out of the fit is {median:.1%} (H100), the worst {worst:.1%}: `python -m benchmarks.fit_throughput`.
 """
 
 
@@ -41,7 +42,7 @@ def points(name: str) -> list[Point]:
 
 def page() -> str:
     """The text of docs/scaling.md."""
-    parts = [HEAD]
+    parts = [HEAD.format(**fitted()["h100"]["held_out"])]
     for name, (title, overrides) in RUNS.items():
         table = "\n".join(lines("nodes", points(name)))
         command = " ".join(overrides)
