@@ -196,7 +196,11 @@ def test_the_words_for_a_wrong_field(changes: dict[str, Any], line: str) -> None
         ),
         ({"tuning": {"method": "ia3"}, "optim.weight_decay": 0.1}, ["pull the factors", "use optim.weight_decay=0"]),
         (
-            {"tuning": {"method": "lora", "variant": "dora", "dropout": 0.1}, "zero.stage": 3},
+            {
+                "tuning": {"method": "lora", "variant": "dora", "dropout": 0.1},
+                "zero.stage": 3,
+                "data.share_prefix": False,
+            },
             ["tuning.dropout: 0.1 makes dora", "use tuning.dropout=0, or zero=2"],
         ),
         (

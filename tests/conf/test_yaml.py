@@ -163,7 +163,7 @@ def test_zero_and_schedule_entries_are_the_schemas_choices() -> None:
 
 def test_composing_is_quick() -> None:
     compose(["experiment=demo"])
-    start = time.perf_counter()
+    start = time.process_time()  # not the wall: another process may have the cores
     cfg = compose(["experiment=alpaca_llama3_8b_lora", "debug=fast", "zero=3", "optim.lr=1e-5"])
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert to_dict(cfg)["optim"]["lr"] == 1e-5

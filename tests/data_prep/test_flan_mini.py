@@ -122,7 +122,7 @@ def test_few_shot_prompts_hold_solved_rows_of_the_same_task(
 ) -> None:
     """Against the raw rows: P3 rows stand in a prompt word for word, each followed by its answer."""
     cfg, source = config(root, real_data, "corpus"), "t0.fsopt"
-    paths = tuple(map(str, raw_files(cfg, source)[0]))
+    paths = tuple(each.name for each in raw_files(cfg, source)[0])
     job = job_of(cfg, source, paths, tokenizer=corpus.path / "tokenizer", folder=corpus.path)
     rows = {raw.row: conversation_of(raw.text, job, Counts()) for _, raw in pool.rows_of(job)}
     tasks = {raw.row: parse(raw.text)["template"] for _, raw in pool.rows_of(job)}
