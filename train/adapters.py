@@ -34,8 +34,7 @@ def new_elements(tuning: Tuning, shape: Shape) -> int:
         case PromptTuning():
             return tuning.virtual_tokens * shape.hidden
         case PrefixTuning():
-            width = next((linear.outputs for linear in shape.linears if linear.name == "k_proj"), shape.hidden)
-            return tuning.virtual_tokens * shape.layers * 2 * width
+            return tuning.virtual_tokens * shape.layers * 2 * _key_width(shape)
         case BottleneckTuning():
             biases = shape.layers * _places(tuning) * (shape.hidden + tuning.size)
             return matrix_elements(tuning, shape) + biases
@@ -83,6 +82,15 @@ def adapted_linears(tuning: LoraTuning, shape: Shape) -> list[Linear]:
 
 def _fits(linear: Linear, pattern: str) -> bool:
     return fnmatchcase(linear.name, pattern.rsplit(".", 1)[-1])
+
+
+def _key_width(shape: Shape) -> int:
+    """Width of all key heads together; where queries, keys and values are one layer, from its width and the next's."""
+    widths = {linear.name: linear.outputs for linear in shape.linears}
+    if "k_proj" in widths:
+        return widths["k_proj"]
+    fused, out = shape.linears[:2]
+    return (fused.outputs - out.inputs) // 2
 
 
 def _places(tuning: BottleneckTuning) -> int:

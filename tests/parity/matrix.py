@@ -30,6 +30,8 @@ class Setting:
     method: str
     tied: bool
     recompute: Recompute
+    share: bool
+    """Samples of a packed row share their prefixes; the split has two."""
     dtype: Literal["fp32", "bf16"] = "fp32"
 
 
@@ -51,7 +53,7 @@ class MemoryProof(Proof):
     """A proof whose rows are in memory instead of a prepared corpus."""
 
     def plan(self, pack: str) -> tuple[list[Any], GlobalStep]:
-        split = fake_split(40, seed=3, name="tiny")
+        split = fake_split(40, seed=3, name="tiny", prefixes=PREFIXES)
         step = next(Stream({"tiny": split}, self.cfg.data, seed=0, global_size=ROWS))
         if pack == "none":
             samples = [sample for row in step.rows for sample in row.samples]
@@ -60,8 +62,15 @@ class MemoryProof(Proof):
         return [split], step
 
 
-SHAPES: list[tuple[int, str]] = [(1, "exact"), (2, "none"), (ROWS, "exact"), (2, "exact"), (1, "none")]
-"""Micro-batch and packing."""
+SHAPES: list[tuple[int, str, bool]] = [
+    (1, "exact", True),
+    (2, "none", False),
+    (ROWS, "exact", False),
+    (2, "exact", True),
+    (1, "none", False),
+]
+"""Micro-batch, packing, shared prefixes."""
+PREFIXES = ((5, 6, 7, 8, 9, 10), (5, 6, 11))
 
 
 def settings(world: int) -> list[Setting]:
@@ -72,8 +81,8 @@ def settings(world: int) -> list[Setting]:
     shapes = itertools.cycle(SHAPES)
     product = itertools.product((0, 1, 2, 3), MODELS, ("none", "selective", "full"))
     return [
-        Setting(world, micro, pack, stage, method, tied, recompute)  # type: ignore[arg-type]
-        for (stage, (method, tied), recompute), (micro, pack) in zip(product, shapes, strict=False)
+        Setting(world, micro, pack, stage, method, tied, recompute, share)  # type: ignore[arg-type]
+        for (stage, (method, tied), recompute), (micro, pack, share) in zip(product, shapes, strict=False)
     ]
 
 
@@ -81,8 +90,8 @@ def settings_bf16(world: int) -> list[Setting]:
     """Stages 1 to 3 (0 is refused with bf16) x method x tied; the rest goes round."""
     rest = itertools.cycle(itertools.product(("none", "full"), SHAPES))
     return [
-        Setting(world, micro, pack, stage, method, tied, recompute, "bf16")  # type: ignore[arg-type]
-        for (stage, (method, tied)), (recompute, (micro, pack)) in zip(
+        Setting(world, micro, pack, stage, method, tied, recompute, share, "bf16")  # type: ignore[arg-type]
+        for (stage, (method, tied)), (recompute, (micro, pack, share)) in zip(
             itertools.product((1, 2, 3), MODELS), rest, strict=False
         )
     ]
@@ -96,7 +105,8 @@ def proof_of(setting: Setting, folder: str) -> MemoryProof:
     )
     cfg = tiny_run(Path(folder, f"tied-{setting.tied}"), model, tuning=tuning, seq_len=40)
     zero = ZeroConfig(stage=setting.stage, persistence_threshold=0)
-    cfg = replace(cfg, zero=zero, batch=BatchConfig(global_size=ROWS, micro_size=1))
+    data = replace(cfg.data, share_prefix=setting.share)
+    cfg = replace(cfg, zero=zero, batch=BatchConfig(global_size=ROWS, micro_size=1), data=data)
     if setting.tied:  # the options of the loss go with these, so that both are in many settings
         cfg = replace(cfg, loss=LossConfig(z_loss=1e-3, label_smoothing=0.1))
     return MemoryProof(cfg, Path(folder), pad_id=1, eos_id=0, vocab_size=64)
@@ -104,19 +114,20 @@ def proof_of(setting: Setting, folder: str) -> MemoryProof:
 
 def errors(ranks: Ranks, chosen: list[Setting], folder: str) -> dict[Setting, Found]:
     """Every setting's gradients against plain torch in fp32, and what plain torch makes of its dtype."""
-    references: dict[tuple[str, bool, str], Gradients] = {}
+    references: dict[tuple[str, bool, bool, str], Gradients] = {}
     found = {}
     for setting in chosen:
         gradients, fed = case_gradients(
             proof_of(setting, folder), Case("", setting.world, setting.micro_size, setting.pack), ranks
         )
+        same = (setting.method, setting.tied, setting.share)
         for dtype in ("fp32", setting.dtype):  # after the ranks have made the random base together
-            if (setting.method, setting.tied, dtype) not in references:
+            if (*same, dtype) not in references:
                 proof = proof_of(replace(setting, dtype=dtype), folder)  # type: ignore[arg-type]
-                references[setting.method, setting.tied, dtype] = reference_gradients(proof)
-        wanted = references[setting.method, setting.tied, "fp32"]
+                references[*same, dtype] = reference_gradients(proof)
+        wanted = references[*same, "fp32"]
         error, tensor = worst(gradients, wanted)
-        plain = distance(references[setting.method, setting.tied, setting.dtype], wanted)
+        plain = distance(references[*same, setting.dtype], wanted)
         all_fed = fed == proof_of(setting, folder).plan("none")[1].targets
         found[setting] = Found(error, tensor, distance(gradients, wanted), plain, all_fed)
     return found

@@ -73,15 +73,17 @@ class FakeSplit:
         return 2**63 + row
 
 
-def fake_split(rows: int = 11, seed: int = 0, name: str = "a") -> Any:
+def fake_split(rows: int = 11, seed: int = 0, name: str = "a", prefixes: tuple[tuple[int, ...], ...] = ()) -> Any:
+    """``prefixes`` go round: a row begins with one of them, the next with another, the last with none."""
     generator = np.random.default_rng(seed)
     samples = []
-    for _ in range(rows):
+    for row in range(rows):
+        head = np.array([*prefixes, ()][row % (len(prefixes) + 1)], np.int32)
         prompt, answer = generator.integers(3, 12), generator.integers(1, 6)
-        ids = np.append(generator.integers(0, EOS, prompt + answer), EOS).astype(np.int32)
-        mask = np.array([0] * prompt + [1] * (answer + 1), dtype=np.uint8)
+        ids = np.concatenate([head, generator.integers(0, EOS, prompt + answer), [EOS]]).astype(np.int32)
+        mask = np.array([0] * (len(head) + prompt) + [1] * (answer + 1), dtype=np.uint8)
         samples.append((ids, mask))
-    return FakeSplit(name, samples)
+    return FakeSplit(name, samples, prefixes)
 
 
 @dataclass(frozen=True)

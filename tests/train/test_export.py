@@ -41,7 +41,8 @@ def write_corpus(folder: Path, template: str = "alpaca") -> tokenizers.Tokenizer
     tokenizer = tokenizers.load(str(tiny_tokenizer(folder / "tokenizer")))
     manifest = {
         "version": CORPUS_VERSION,
-        "tokenizer": {"fingerprint": tokenizer.fingerprint},
+        "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+        "min_vocab": tokenizer.vocab_size,
         "template": {"tiny": template},
         "sources": {"tiny": {"splits": {}}},
     }

@@ -27,10 +27,10 @@ from train.tuning._start import uniform
 
 CONFIG, WEIGHTS = "bottleneck_config.json", "bottleneck_model.safetensors"
 LAST = {
-    "pfeiffer": ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h"),
+    "pfeiffer": ("mlp.down_proj", "mlp.fc2", "mlp.c_proj", "mlp.dense_4h_to_h"),
     "houlsby": (
-        "mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h",
-        "self_attn.o_proj", "attn.c_proj", "attention.dense", "self_attention.dense",
+        "mlp.down_proj", "mlp.fc2", "mlp.c_proj", "mlp.dense_4h_to_h",
+        "self_attn.o_proj", "self_attn.dense", "attn.c_proj", "attention.dense", "self_attention.dense",
     ),
 }  # fmt: skip
 """The last layer of each sublayer that gets an adapter, of every family."""

@@ -17,9 +17,9 @@ from conf.schema import Ia3Tuning
 from train.models import Family
 from train.tuning._peft import adapted, write_folder
 
-OUTPUTS = ("k_proj", "v_proj", "c_attn", "query_key_value")
+OUTPUTS = ("k_proj", "v_proj", "qkv_proj", "c_attn", "query_key_value")
 """Layers whose output is scaled."""
-INPUTS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h")
+INPUTS = ("mlp.down_proj", "mlp.fc2", "mlp.c_proj", "mlp.dense_4h_to_h")
 """Layers whose input is scaled: the second layer of the MLP."""
 
 
