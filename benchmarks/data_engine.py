@@ -16,17 +16,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import data_corpus
 from benchmarks.data_table import show
+
+ROOT = Path(__file__).resolve().parents[1]
 
 REQUIREMENTS = {
     "corral": (),
@@ -36,11 +38,13 @@ REQUIREMENTS = {
     "mosaic": ("mosaicml-streaming==0.13.0",),
 }
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
-WORLDS = (1, 2, 4)
+WORLDS = (2, 4)
 UNEVEN = 3
 SMALL = 50
 """The corpus of the epoch in which every row is wanted once has rows / SMALL rows."""
 PATIENCE_S = 300
+
+Process = subprocess.Popen[str]
 
 
 @dataclass
@@ -52,7 +56,9 @@ class Found:
     """Of the small corpus."""
     speeds: list[dict[str, float]] = field(default_factory=list)
     resumes: list[dict[str, Any]] = field(default_factory=list)
-    wanted: list[Any] = field(default_factory=list)
+    begin: list[Any] = field(default_factory=list)
+    """The first ten steps on one rank."""
+    after: list[Any] = field(default_factory=list)
     """The ten steps after 90%, as a loader that was not stopped gives them."""
     ranks: dict[int, list[list[Any]]] = field(default_factory=dict)
     """By number of ranks: the first ten steps of each rank."""
@@ -79,7 +85,7 @@ def python_of(name: str) -> Path | None:
     return python
 
 
-def start(name: str, phase: str, folder: Path, *, rank: int = 0, world: int = 1, port: int = 0) -> subprocess.Popen[str]:
+def start(name: str, phase: str, folder: Path, *, rank: int = 0, world: int = 1, port: int = 0) -> Process:
     """One phase of a loader, as one rank; ``folder`` holds the loaders' data."""
     (folder / name).mkdir(exist_ok=True)
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
@@ -89,7 +95,7 @@ def start(name: str, phase: str, folder: Path, *, rank: int = 0, world: int = 1,
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def result(process: subprocess.Popen[str]) -> Any:
+def result(process: Process) -> Any:
     try:
         output, errors = process.communicate(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
@@ -125,14 +131,21 @@ def measure(folder: Path, names: Iterable[str], *, divisor: int = 1, rounds: int
     for _ in range(rounds):
         for name, each in found.items():
             each.speeds.append(phase(name, "speed", whole))
-    for name, each in found.items():
-        each.wanted = phase(name, "seek", whole)["next"]
-        each.ranks = {world: on_ranks(name, "ranks", whole, world) for world in WORLDS}
-        each.once = on_ranks(name, "once", small, UNEVEN)
+    # Nothing is timed here, so two loaders may be at it at once.
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        list(pool.map(lambda name: follow(name, found[name], whole, small), found))
     for _ in range(rounds):
         for name, each in found.items():
             each.resumes.append(phase(name, "resume", whole))
     return found
+
+
+def follow(name: str, found: Found, whole: Path, small: Path) -> None:
+    """What the loader hands out: over an epoch, on several ranks, and at the end of the data."""
+    read = phase(name, "seek", whole)
+    found.begin, found.after = read["begin"], read["next"]
+    found.ranks = {world: on_ranks(name, "ranks", whole, world) for world in WORLDS}
+    found.once = on_ranks(name, "once", small, UNEVEN)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,7 +107,7 @@ class Corral:
     @staticmethod
     def samples(row: Any) -> Samples:
         starts = [*(row["position_ids"] == 0).nonzero()[0].tolist(), len(row["input_ids"])]
-        return [s for a, b in zip(starts, starts[1:], strict=False) for s in one_sample(row["input_ids"][a:b])]
+        return [s for a, b in pairwise(starts) for s in one_sample(row["input_ids"][a:b])]
 
 
 class Grain:

@@ -5,7 +5,7 @@ one line of JSON. Imports come before the clock starts.
 
 write   the raw corpus in FOLDER/../raw to the loader's own format
 speed   time to the first batch, tokens per second after it, memory
-seek    reads 90% of an epoch, keeps the state, and says what the next ten batches hold
+seek    reads 90% of an epoch and keeps the state; what its first ten batches hold, and the ten after
 resume  goes on from that state: time to the first batch, and what ten batches hold
 ranks   what this rank ($RANK of $WORLD_SIZE) gets in its first ten steps
 once    the same for all steps of an epoch in which every row is wanted once
@@ -77,11 +77,14 @@ def speed(name: str, folder: Path) -> dict[str, float]:
 def seek(name: str, folder: Path) -> dict[str, Any]:
     job = Job(folder)
     loader, left = LOADERS[name](job), 0.9 * job.draws
-    steps = iter(loader)
+    steps, begin = iter(loader), []
     while left > 0:
-        left -= len(pairs(loader, next(steps)))
+        step = pairs(loader, next(steps))
+        left -= len(step)
+        if len(begin) < STEPS:
+            begin.append(sorted(step))
     (folder / "state.pickle").write_bytes(pickle.dumps(loader.state()))
-    return {"next": [sorted(pairs(loader, step)) for step in islice(steps, STEPS)]}
+    return {"begin": begin, "next": [sorted(pairs(loader, step)) for step in islice(steps, STEPS)]}
 
 
 def resume(name: str, folder: Path) -> dict[str, Any]:
@@ -91,7 +94,8 @@ def resume(name: str, folder: Path) -> dict[str, Any]:
     steps = iter(loader)
     step = next(steps)
     seconds = time.perf_counter() - began
-    return {"resume_ms": seconds * 1e3, "next": [sorted(pairs(loader, each)) for each in (step, *islice(steps, STEPS - 1))]}
+    after = [sorted(pairs(loader, each)) for each in (step, *islice(steps, STEPS - 1))]
+    return {"resume_ms": seconds * 1e3, "next": after}
 
 
 def ranks(name: str, folder: Path) -> dict[str, Any]:

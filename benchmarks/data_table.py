@@ -1,4 +1,4 @@
-"""The two tables of ``data_engine``: what reading costs, and what was found in the samples that came out."""
+"""The table of ``data_engine``: what reading costs, and what was found in the samples that came out."""
 
 from __future__ import annotations
 
@@ -20,51 +20,45 @@ Steps = Sequence[Any]
 
 
 def show(found: Mapping[str, Found], console: Console) -> None:
-    """Both tables, and the versions."""
-    console.print(table("Cost to one rank: medians", COSTS, {name: costs(each) for name, each in found.items()}))
-    console.print(table("What came out", CHECKS, {name: checks(each) for name, each in found.items()}))
+    """A column for each loader, and the versions."""
+    table = Table(title="Data engine: one rank, medians (range)", title_justify="left")
+    table.add_column("")
+    for name in found:
+        table.add_column(name, justify="right")
+    cells = [costs(each) | checks(each) for each in found.values()]
+    for label in cells[0]:
+        table.add_row(label, *(each[label] for each in cells))
+    console.print(table)
     for name, each in found.items():
         console.print(f"{name}: {', '.join(f'{package} {version}' for package, version in each.versions.items())}")
 
 
-def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
-    made = Table(title=title, title_justify="left")
-    for column in ("", *columns):
-        made.add_column(column, justify="right")
-    for name, cells in rows.items():
-        made.add_row(name, *cells)
-    return made
-
-
-COSTS = ("packed", "Mtokens/s", "spread", "first batch ms", "spread", "resume at 90% ms", "spread", "own memory MiB")
-
-
-def costs(found: Found) -> list[str]:
+def costs(found: Found) -> dict[str, str]:
+    """Rates count real tokens: what packers make into whole rows, and what the others hand out sample by sample."""
     per_row = found.speeds[0]["per_row"]
-    packed = f"{per_row / SEQ_LEN:.1%}" if per_row > SEQ_LEN / 2 else "no"
-    rates = [each["rate"] / 1e6 for each in found.speeds]
-    firsts = [each["first_ms"] for each in found.speeds]
-    resumes = [each["resume_ms"] for each in found.resumes]
-    memory = median(each["mib"] for each in found.speeds)
-    return [packed, *middle(rates, 2), *middle(firsts, 0), *middle(resumes, 0), f"{memory:.0f}"]
+    return {
+        "rows filled": f"{per_row / SEQ_LEN:.1%}" if per_row > SEQ_LEN / 2 else "not packed",
+        "million tokens/s": middle([each["rate"] / 1e6 for each in found.speeds], 2),
+        "first batch, ms": middle([each["first_ms"] for each in found.speeds], 0),
+        "resume at 90%, ms": middle([each["resume_ms"] for each in found.resumes], 0),
+        "own memory, MiB": middle([each["mib"] for each in found.speeds], 0),
+    }
 
 
-def middle(values: Sequence[float], digits: int) -> list[str]:
-    return [f"{median(values):,.{digits}f}", f"{min(values):,.{digits}f} to {max(values):,.{digits}f}"]
+def middle(values: Sequence[float], digits: int) -> str:
+    return f"{median(values):,.{digits}f} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
 
 
-CHECKS = ("after a resume", "on 2 ranks", "on 4 ranks", "lost", "repeated", "steps of each of 3 ranks")
-
-
-def checks(found: Found) -> list[str]:
+def checks(found: Found) -> dict[str, str]:
     """Steps with the same samples as those of a run that was not stopped, or on one rank; and an epoch on 3 ranks."""
-    alone = merged(found.ranks[1])
-    resumed = min((agreement(found.wanted, each["next"]) for each in found.resumes), key=lambda cell: cell[0])
-    others = [agreement(alone, merged(found.ranks[world])) for world in (2, 4)]
+    resumed = min((agreement(found.after, each["next"]) for each in found.resumes), key=lambda each: each[0])
     uses = Counter(tuple(pair) for rank in found.once for step in rank for pair in step)
-    repeated = sum(uses.values()) - len(uses)
-    lengths = [str(len(rank)) for rank in found.once]
-    return [*(text for _, text in (resumed, *others)), str(found.rows - len(uses)), str(repeated), ", ".join(lengths)]
+    return {
+        "same after a resume": resumed[1],
+        **{f"same on {world} ranks": agreement(found.begin, merged(each))[1] for world, each in found.ranks.items()},
+        "epoch: lost, repeated": f"{found.rows - len(uses)}, {sum(uses.values()) - len(uses)}",
+        "epoch: steps per rank": ", ".join(str(len(rank)) for rank in found.once),
+    }
 
 
 def merged(ranks: Sequence[Steps]) -> list[list[Any]]:
@@ -78,4 +72,4 @@ def agreement(wanted: Steps, got: Steps) -> tuple[int, str]:
     expected = {tuple(pair) for step in wanted for pair in step}
     common = len(expected & {tuple(pair) for step in got for pair in step}) / len(expected)
     words = f"{same} of {len(wanted)}"
-    return same, words if same == len(wanted) else f"{words} ({common:.0%} of the samples)"
+    return same, words if same == len(wanted) else f"{words}; {common:.0%} of samples"
