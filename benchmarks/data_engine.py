@@ -34,7 +34,7 @@ REQUIREMENTS = {
     "corral": (),
     "grain": ("grain==0.2.18",),
     "grain-elastic": ("grain==0.2.18",),
-    "hf": (),  # corral itself needs datasets
+    "hf": ("datasets==5.2.0",),
     "mosaic": ("mosaicml-streaming==0.13.0",),
 }
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
@@ -153,7 +153,7 @@ def main() -> None:
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="corral-bench-") as folder:
         found = measure(Path(folder), names)
-    show(found, Console(width=120))
+    show(found, Console(width=132))
     print(f"{os.cpu_count()} cores; load average {before:.1f} before, {os.getloadavg()[0]:.1f} at the end")
 
 
