@@ -68,6 +68,7 @@ def plain_losses(cfg: RunConfig, model_path: Path, corpus: Path) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_fifty_steps_on_alpaca_follow_a_plain_loop(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     """Two ranks, ZeRO-2, packed, targets-only head, against none of that. The worst difference is printed."""
     model = real_data("weights/stories260K/hf")
