@@ -22,6 +22,7 @@ def play(run_dir: Path) -> int:
     print(f"attempt {attempt} on {socket.gethostname()}", flush=True)
     if rank == 0:
         mark_start(run_dir, attempt)
+    until_all_are_here(run_dir, attempt, rank)
     if code == "wait":
         (run_dir / f"waiting-{rank}").touch()
         while not Path(os.environ["CORRAL_STOP_FILE"]).exists():
@@ -31,6 +32,16 @@ def play(run_dir: Path) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
     write_rank_exit(run_dir, rank, ExitRecord(code, f"played {code}", 5, "", attempt))
     return code
+
+
+def until_all_are_here(run_dir: Path, attempt: int, rank: int) -> None:
+    """The first node to leave with a code takes the others down: none may leave before all have said that they ran."""
+    (run_dir / f"here-{attempt}-{rank}").touch()
+    deadline = time.monotonic() + 30
+    while len(list(run_dir.glob(f"here-{attempt}-*"))) < int(os.environ["SLURM_NNODES"]):
+        if time.monotonic() > deadline:
+            sys.exit(f"attempt {attempt}: the other nodes did not come")
+        time.sleep(0.05)
 
 
 def main() -> int:
