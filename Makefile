@@ -44,7 +44,7 @@ $(stamp): setup.py constraints.txt
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "corral: $(PYTHON) has no venv module; install it (apt install python3-venv) or give another PYTHON" >&2; \
 	  exit 69; }
-	@echo "corral: making the environment $(VENV); the first time this downloads about 1.6 GB"
+	@echo "corral: making the environment $(VENV); the first time this downloads about 1.9 GB"
 	[ -x "$(bin)/python" ] || "$(PYTHON)" -m venv "$(venv)"
 	"$(bin)/python" -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
 	"$(bin)/python" -m pip install --quiet -c constraints.txt -e '.[dev]'

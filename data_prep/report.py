@@ -107,11 +107,12 @@ def _packing(cfg: RunConfig, train: dict[str, Split]) -> dict[str, Any]:
     if not train:
         return {}
     stream = Stream(train, cfg.data, seed=cfg.seed, global_size=cfg.batch.global_size)
-    tokens = rows = samples = 0
+    tokens = positions = rows = samples = 0
     drawn = np.zeros(len(stream.names), np.int64)
     for step in stream:
         tokens += step.tokens
-        rows += sum(1 for row in step.rows if row.samples)
+        positions += step.positions
+        rows += step.filled
         samples += step.samples
         drawn += step.source_tokens
         if samples >= PACKED_SAMPLES:
@@ -120,9 +121,15 @@ def _packing(cfg: RunConfig, train: dict[str, Split]) -> dict[str, Any]:
         "pack": cfg.data.pack,
         "samples": samples,
         "rows": rows,
-        "efficiency": tokens / (rows * cfg.data.seq_len) if rows else 0.0,
+        "efficiency": positions / (rows * cfg.data.seq_len) if rows else 0.0,
+        "shared": 1.0 - positions / max(tokens, 1),
         "token_share": {name: float(count / max(tokens, 1)) for name, count in zip(stream.names, drawn, strict=True)},
     }
+
+
+def _shared(packing: dict[str, Any]) -> str:
+    """What the samples of a row need not compute twice, as a clause; empty if nothing."""
+    return f"; {packing['shared']:.1%} of the tokens are prefixes that rows share" if packing["shared"] else ""
 
 
 def _longest(splits: dict[str, Split], most: int = 5) -> list[dict[str, Any]]:
@@ -187,9 +194,8 @@ def _show_whole(report: dict[str, Any], console: Console) -> None:
     """What is about all sources together."""
     packing = report["packing"]
     if packing:
-        console.print(
-            f"packing at {report['seq_len']}: {packing['efficiency']:.3%} of {packing['rows']:,} rows is real"
-        )
+        full = f"{packing['efficiency']:.3%} of {packing['rows']:,} rows is real"
+        console.print(f"packing at {report['seq_len']}: {full}{_shared(packing)}", soft_wrap=True)
         if len(packing["token_share"]) > 1:
             shares = ", ".join(f"{name} {share:.1%}" for name, share in packing["token_share"].items())
             console.print(f"share of the tokens drawn: {shares}", soft_wrap=True)

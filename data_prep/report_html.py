@@ -71,7 +71,8 @@ def _parts(report: dict[str, Any], corpus: Corpus) -> Iterator[str]:
     yield _overview(report)
     if packing := report["packing"]:
         rows = f"the {packing['rows']:,} rows that training draws first"
-        yield f"<p>Packing at {report['seq_len']:,} tokens: {packing['efficiency']:.3%} of {rows} is text.</p>"
+        yield f"<p>Packing at {report['seq_len']:,} tokens: {packing['efficiency']:.3%} of {rows} is text; "
+        yield f"{packing['shared']:.1%} of the tokens are prefixes that samples of a row share.</p>"
     yield f"<p>{DUPLICATES} Every row in quarantine stands in quarantine.jsonl with the reason.</p>"
     if files := report["evaluation_files"]:
         names = ", ".join(html.escape(each["path"]) for each in files)

@@ -51,6 +51,7 @@ def test_report_adds_up(folder: Path) -> None:
     assert source["lengths"]["max"] == train.lengths.max() == found["longest"][0]["tokens"]
     assert sum(source["lengths"]["histogram"]["counts"]) <= train.rows
     assert 0.8 < found["packing"]["efficiency"] <= 1.0
+    assert 0.0 <= found["packing"]["shared"] < 1.0
     assert found["packing"]["token_share"] == {"a": 1.0}
     assert 0 < source["supervised_share"] < 1
     assert found["preparation"]["command"] == "python -m data_prep data=test"
