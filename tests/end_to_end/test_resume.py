@@ -87,6 +87,7 @@ def test_another_number_of_ranks_and_stage_continues_with_the_same_samples(folde
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_kill_before_the_first_checkpoint_starts_over_and_counts_every_step_once(folder: Path) -> None:
     kill_when(folder, "early", 1, 1, signal.SIGKILL, "checkpoint.every_steps=0", "schedule.max_steps=2000")
     assert not list((folder / "early" / "checkpoints").glob("step-*"))

@@ -92,6 +92,12 @@ def test_the_second_launcher_on_a_run_dir_is_refused_with_the_holder(job: MakeJo
     assert not any(alive(pid) for pid in pids)
 
 
+def hears_all_signals() -> None:
+    """A test suite in the background of a shell ignores SIGINT, one under nohup SIGHUP, and children inherit that."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def in_process(job: Job) -> subprocess.Popen[bytes]:
     """A launcher of its own, so that it can be signalled and killed."""
     code = (
@@ -104,8 +110,7 @@ def in_process(job: Job) -> subprocess.Popen[bytes]:
         [sys.executable, "-c", code, arguments],
         env={**os.environ, **child_environment(2)},
         stdout=subprocess.DEVNULL,
-        # A test suite in the background of a shell ignores SIGINT, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=hears_all_signals,
         stderr=subprocess.PIPE,
     )
 

@@ -103,6 +103,7 @@ def _train(cfg: Any, ranks: Ranks) -> list[float]:
     return [report.loss for report in reports]
 
 
+@pytest.mark.slow
 def test_every_family_learns_in_full_and_by_lora(tmp_path: Path) -> None:
     kinds = [(kind, "full") for kind in FAMILIES] + [(kind, "lora") for kind in ADAPTED]
     first, second = run_distributed(losses, 2, str(tmp_path), kinds)

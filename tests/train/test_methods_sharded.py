@@ -154,6 +154,7 @@ QUICK = [("dora", 3), ("prompt", 3), ("whole", 2)]
 """Weights read while they are sharded: norms for DoRA, embeddings for a prompt; and tied ones trained whole."""
 
 
+@pytest.mark.slow
 def test_methods_on_two_ranks(tmp_path: Path) -> None:
     assert_right(2, QUICK, tmp_path)
 
