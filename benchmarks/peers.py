@@ -1,8 +1,8 @@
 """One competitor of the training benchmark, in a process of its own: ``python benchmarks/peers.py NAME FOLDER``.
 
-Every competitor trains the model in FOLDER/init on the same samples, update by update, on one CPU process with all
-cores, in fp32, with the same AdamW and clipping. FOLDER/NAME.json gets, for each update, the time at its end and its
-loss.
+Every competitor trains the model in FOLDER/init on the samples of FOLDER/corpus, the same for every update, in one
+process with the same AdamW and clipping: on a CPU with all cores in fp32, on a GPU (CORRAL_BENCH_DEVICE=cuda) in
+bf16 over fp32 weights. FOLDER/NAME.json gets, for each update, the time at its end and its loss.
 
 corral      the loop of a run as users start it: packed, targets-only head, shared prefixes, ledger and metrics written
 bare        corral's model, engine and ready-made tensors, and nothing else
@@ -24,7 +24,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
+ON_GPU = os.environ.get("CORRAL_BENCH_DEVICE") == "cuda"
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+if not ON_GPU:
+    os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 LR, BETAS, EPS, CLIP = 1e-4, (0.9, 0.95), 1e-8, 1.0
@@ -41,10 +44,19 @@ def main(name: str, folder: Path) -> None:
     began = time.perf_counter()
     work: dict[str, Callable[[Path], Iterable[Step]]] = {"corral": corral, "bare": bare}
     steps = [(at - began, loss) for at, loss in work.get(name, partial(trainer, name))(folder)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_gib()
     found = {"ends": [at for at, _ in steps], "losses": [loss for _, loss in steps], "peak_gib": peak}
     (folder / f"{name}.json").write_text(json.dumps(found))
     os._exit(0)  # gloo's threads may abort the interpreter's teardown
+
+
+def peak_gib() -> float:
+    """Most memory so far: allocated on the GPU, resident on the host without one."""
+    if ON_GPU:
+        import torch
+
+        return float(torch.cuda.max_memory_allocated() / 2**30)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def assembled(folder: Path, name: str) -> Any:
@@ -167,9 +179,9 @@ def made_trainer(
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
-        "use_cpu": True,
+        "use_cpu": not ON_GPU,
         "disable_tqdm": True,
-        "bf16": False,
+        "bf16": ON_GPU,
     }
     data = Dataset.from_list(rows)
     if name == "hf":

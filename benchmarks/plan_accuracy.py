@@ -28,7 +28,7 @@ from train.parameters import shape_of
 from train.plan.activations import step_peaks as moments_of
 from train.plan.answer import policy
 from train.plan.memory import work_of
-from train.trace import FEW, Live, materialised, one_micro_batch, step_peaks, targets, trace
+from train.trace import FEW, materialised, one_micro_batch, step_peaks, targets, trace
 
 LLAMA_1B: dict[str, Any] = {
     "model_type": "llama",
@@ -152,15 +152,14 @@ def targets_of(case: Case) -> int:
 def mem_tracker(case: Case) -> float:
     """Peak bytes of a micro-batch through two blocks by torch's own tracker, weights not counted.
 
-    It knows no answer to ``nonzero`` on fake tensors, so that question is answered below it, as in the trace; and it
-    hooks the gradients of all parameters, which frozen ones have not.
+    It hooks the gradients of all parameters, which frozen ones have not.
     """
     with FakeTensorMode():
         network = materialised(config(case), case.model, FEW)
         tracker = MemTracker()
         tracker.track_external(network)
         base = sum(each.untyped_storage().nbytes() for each in {id(p): p for p in network.parameters()}.values())
-        with Live(targets_of(case)), _hooks_where_gradients_are(), tracker:
+        with _hooks_where_gradients_are(), tracker:
             one_micro_batch(network, config(case), targets_of(case))
         peak = tracker.get_tracker_snapshot("peak")
     return float(sum(parts["Total"] for parts in peak.values())) - base

@@ -64,8 +64,6 @@ def lay_out(data: Path, folder: Path) -> dict[str, float]:
     """Corpus, weights and the samples of every update; what there is to compute in all."""
     from conf.compose import compose
     from data_prep.prepare import prepare
-    from data_prep.shards import open_corpus
-    from data_prep.stream import Stream
     from train.base import base_folder
     from train.distributed import Ranks
 
@@ -74,17 +72,27 @@ def lay_out(data: Path, folder: Path) -> dict[str, float]:
     random = [each for each in chosen if not each.startswith("model.path")]
     cfg = compose([*random, "model=demo_llama", MODEL, f"model.tokenizer={data / 'tokenizers' / 'gpt2'}"])
     base_folder(cfg.model, Ranks(), run_dir=folder, seed=0, vocab_size=50257)
-    splits = open_corpus(prepare(cfg, argv=[])).split("train")
-    stream = Stream(splits, cfg.data, seed=cfg.seed, global_size=ROWS, max_steps=UPDATES)
+    prepare(cfg, argv=[])
+    return write_updates(cfg, folder, updates=UPDATES, padded=PADDED_ROWS, packed_tokens=SEQ_LEN)
+
+
+def write_updates(cfg: Any, folder: Path, *, updates: int, padded: int, packed_tokens: int) -> dict[str, float]:
+    """The samples of every update for the peers, in padded micro-batches and in packed ones; what is timed in all."""
+    from data_prep.prepared import open_prepared
+    from data_prep.stream import Stream
+
+    splits = open_prepared(cfg).split("train")
+    stream = Stream(splits, cfg.data, seed=cfg.seed, global_size=cfg.batch.global_size, max_steps=updates)
     plans = list(stream)
     (split,) = splits.values()
     steps = [[pair for row in plan.rows for pair in row.samples] for plan in plans]
-    for name, size in (("padded", PADDED_ROWS), ("packed", None)):
+    for name, size in (("padded", padded), ("packed", None)):
         parts = max(
-            -(-len(step) // size) if size else -(-p.tokens // SEQ_LEN) for step, p in zip(steps, plans, strict=True)
+            -(-len(step) // size) if size else -(-p.tokens // packed_tokens)
+            for step, p in zip(steps, plans, strict=True)
         )
-        updates = [divided(step, parts, split.lengths if size is None else None) for step in steps]
-        (folder / f"{name}.json").write_text(json.dumps(updates))
+        divisions = [divided(step, parts, split.lengths if size is None else None) for step in steps]
+        (folder / f"{name}.json").write_text(json.dumps(divisions))
     timed = plans[1:]
     return {
         "samples": sum(plan.samples for plan in timed),

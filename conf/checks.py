@@ -44,6 +44,7 @@ def cross_checks(cfg: RunConfig) -> list[Finding]:
         _warmup,
         _batch,
         _deterministic,
+        _kernels,
         _not_yet,
     )
     found = [finding for rule in rules for finding in rule(cfg)]
@@ -233,6 +234,15 @@ def _deterministic(cfg: RunConfig) -> Iterator[Finding]:
             ("compute.deterministic", "zero.overlap_comm"),
             "compute.deterministic: true needs zero.overlap_comm=false (overlapped sums have no fixed order); "
             "debug=deterministic sets both",
+        )
+
+
+def _kernels(cfg: RunConfig) -> Iterator[Finding]:
+    if cfg.compute.kernels == "compile" and cfg.zero.stage in (3, "auto"):
+        yield Finding(
+            ("compute.kernels", "zero.stage"),
+            f"compute.kernels: compile was asked for with zero={cfg.zero.stage}, and stage 3 gathers weights inside "
+            "the blocks, where nothing can be compiled; compute.kernels=liger or zero=2 works",
         )
 
 

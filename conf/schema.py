@@ -175,6 +175,9 @@ class LossConfig:
 class ComputeConfig:
     targets_only_head: bool = True
     """Logits only where there is a target: the same loss and gradients, less memory and time."""
+    kernels: Literal["none", "liger", "compile"] = "none"
+    """Fused kernels for norms, rotary positions and activations on GPUs: Liger's package, or torch.compile's (the first
+    step waits a minute for it; not with zero=3)."""
     prune_last_layer: bool = False
     deterministic: bool = False
     """Bitwise repeatable kernels; slower."""

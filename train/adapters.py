@@ -11,6 +11,9 @@ KEYS_AND_VALUES = ("k_proj", "v_proj")
 NF4_SHARE = 4.127 / 16
 """Size of a quantized matrix against 16 bits: 4, and 0.127 for its constants (Dettmers et al. 2023, section 3)."""
 
+HEADS = ("lm_head", "embed_out")
+"""What families call their output layer."""
+
 
 def virtual_tokens(tuning: Tuning) -> int:
     """How many positions the method puts before every sample; such a method needs padded rows of one sample."""
@@ -71,6 +74,14 @@ def frozen_size(tuning: Tuning, shape: Shape) -> float:
     if isinstance(tuning, LoraTuning) and tuning.quantize == "nf4":
         frozen -= (1.0 - NF4_SHARE) * shape.layers * sum(each.inputs * each.outputs for each in shape.linears)
     return frozen
+
+
+def head_is_wrapped(tuning: Tuning) -> bool:
+    """Whether a tuning method puts something of its own in the place of the output layer."""
+    patterns = [] if not isinstance(tuning, LoraTuning) else [*tuning.modules_to_save]
+    if isinstance(tuning, LoraTuning) and tuning.targets != "family":
+        patterns += tuning.targets
+    return any(fnmatchcase(head, pattern.rsplit(".", 1)[-1]) for head in HEADS for pattern in patterns)
 
 
 def adapted_linears(tuning: LoraTuning, shape: Shape) -> list[Linear]:

@@ -49,6 +49,8 @@ class Batch:
     targets: int
     keys: Keys | None = None
     """What the segments attend to, where that is not just themselves."""
+    predicted: Predicted | None = None
+    """Flat layout only: where the head is asked. Found here, on the host: asking a GPU would make it wait."""
 
     def __post_init__(self) -> None:
         if self.segments is not None and self.attention_mask is not None:
@@ -63,6 +65,14 @@ class Keys:
     segments: torch.Tensor
     """int32 [S + 1]: where the keys of each segment begin, and K."""
     longest: int
+
+
+@dataclass(frozen=True)
+class Predicted:
+    places: torch.Tensor
+    """int64 [N]: places in the row that predict a supervised token; one place if there is none."""
+    ids: torch.Tensor
+    """int64 [N]: the tokens they predict; -100 if there is none."""
 
 
 class _Fed(TypedDict):
@@ -153,17 +163,22 @@ def _flat(samples: Sequence[_Sample], *, pad_id: int, device: torch.device, fed:
     bounds = _bounds(lengths)
     positions = [np.arange(each.after, each.after + length) for each, length in zip(found, lengths, strict=True)]
 
-    def row(arrays: list[np.ndarray[Any, Any]]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(arrays).astype(np.int64, copy=False))[None].to(device)
+    labels = np.concatenate([each.labels for each in found])
+    places = np.nonzero(labels[1:] != IGNORE)[0] if fed["targets"] else np.zeros(1, dtype=np.int64)
+    next_labels = np.append(labels[1:], IGNORE)
+
+    def tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
+        return on_device(array.astype(np.int64, copy=False), device)
 
     return Batch(
-        input_ids=row([each.ids for each in found]),
-        labels=row([each.labels for each in found]),
-        position_ids=row(positions),
+        input_ids=tensor(np.concatenate([each.ids for each in found]))[None],
+        labels=tensor(labels)[None],
+        position_ids=tensor(np.concatenate(positions))[None],
         attention_mask=None,
-        segments=torch.from_numpy(bounds).to(device),
+        segments=on_device(bounds, device),
         longest=max(lengths),
         keys=_keys(found, bounds, device) if any(each.after for each in found) else None,
+        predicted=Predicted(tensor(places), tensor(next_labels[places])),
         **fed,
     )
 
@@ -174,8 +189,14 @@ def _keys(found: Sequence[_Segment], bounds: np.ndarray[Any, Any], device: torch
     for each, start, end in zip(found, bounds.tolist(), bounds[1:].tolist(), strict=False):
         pieces += [np.arange(each.seen, each.seen + each.after), np.arange(start, end)]
     lengths = [each.after + len(each.ids) for each in found]
-    index, segments = (torch.from_numpy(each).to(device) for each in (np.concatenate(pieces), _bounds(lengths)))
+    index, segments = (on_device(each, device) for each in (np.concatenate(pieces), _bounds(lengths)))
     return Keys(index, segments, max(lengths))
+
+
+def on_device(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+    """A copy on ``device``. To a GPU from pinned memory, so that this process goes on while it travels."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _bounds(lengths: Sequence[int]) -> np.ndarray[Any, Any]:
@@ -189,7 +210,7 @@ def _padded(samples: Sequence[_Sample], *, pad_id: int, device: torch.device, fe
         whole = np.full((len(arrays), longest), value, dtype=np.int64)
         for row, array in zip(whole, arrays, strict=True):
             row[: len(array)] = array
-        return torch.from_numpy(whole).to(device)
+        return on_device(whole, device)
 
     mask = fill([np.ones(len(each.ids), dtype=np.int64) for each in samples], 0)
     return Batch(

@@ -42,7 +42,11 @@ def device_peak(device: torch.device, dtype: str) -> float:
     """Peak FLOP/s of ``device`` for matrices in ``dtype`` (bf16), dense; 0 where it is not known (CPUs, fp32)."""
     if device.type != "cuda" or dtype != "bf16":
         return 0.0
-    name = torch.cuda.get_device_name(device)
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float:
+    """Dense bf16 FLOP/s of a device by its name; 0 where it is not known."""
     return next((peak for part, peak in PEAK_BF16 if part in name), 0.0)
 
 

@@ -17,6 +17,9 @@ from torch.nn import functional
 from conf.schema import LossConfig
 from data_prep.interop import IGNORE
 from train.batch import Batch, forward_kwargs
+from train.head import losses_for_logits, plain_head
+
+PLAIN = LossConfig()
 
 
 @dataclass(frozen=True)
@@ -28,48 +31,44 @@ class LossSums:
 
 
 def token_nll_sum(model: torch.nn.Module, batch: Batch, *, targets_only: bool) -> torch.Tensor:
-    """Sum over supervised tokens of -log p(token | what precedes it in its sample), an fp32 scalar.
-
-    ``targets_only``: in the flat layout, compute logits only at positions that predict a supervised token; the same
-    value and gradients. A batch without targets gives 0 with a graph, because sharded backward is collective.
-    """
-    return _nll(*_logits(model, batch, targets_only), batch)
+    """Sum over supervised tokens of -log p(token | what precedes it in its sample), an fp32 scalar with a graph."""
+    return loss_sums(model, batch, targets_only=targets_only, loss=PLAIN).objective
 
 
 def loss_sums(model: torch.nn.Module, batch: Batch, *, targets_only: bool, loss: LossConfig) -> LossSums:
-    """``token_nll_sum`` and what is minimised instead of it.
+    """The sums over the supervised tokens of ``batch``.
 
     Label smoothing (Szegedy et al. 2016, section 7): a target's share ``a`` is spread evenly over the vocabulary,
     (1 - a) * -log p(target) + a * mean over V of -log p. z-loss (Chowdhery et al. 2022, PaLM, section 5): z * log(Z)^2
     with Z the softmax's denominator.
+
+    ``targets_only``: in the flat layout, the head computes only the positions that predict a supervised token, in
+    chunks where it is a plain linear layer (train/head.py); the same values and gradients. A batch without targets
+    gives 0 with a graph, because sharded backward is collective.
     """
-    logits_NV, labels_N = _logits(model, batch, targets_only)
-    nll = _nll(logits_NV, labels_N, batch)
-    objective = nll
-    if loss.label_smoothing and batch.targets:
-        objective = functional.cross_entropy(
-            logits_NV, labels_N, ignore_index=IGNORE, reduction="sum", label_smoothing=loss.label_smoothing
-        )
-    if loss.z_loss and batch.targets:
-        objective = objective + loss.z_loss * logits_NV[labels_N != IGNORE].logsumexp(-1).square().sum()
+    if not targets_only or batch.predicted is None:
+        next_labels = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
+        return _from_logits(model(**forward_kwargs(batch)).logits, next_labels.flatten(), batch, loss)
+    kwargs = forward_kwargs(batch) | {"logits_to_keep": batch.predicted.places}
+    head = plain_head(model)
+    if head is None or not batch.targets:
+        return _from_logits(model(**kwargs).logits, batch.predicted.ids, batch, loss)
+    with losses_for_logits(head, batch.predicted.ids, loss):
+        nll, objective = model(**kwargs).logits.unbind()
     return LossSums(nll=nll.detach(), objective=objective)
 
 
-def _logits(model: torch.nn.Module, batch: Batch, targets_only: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """fp32 logits [N, V], whatever the model computes in, and the labels [N] of what they predict."""
-    next_labels = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
-    kwargs = forward_kwargs(batch)
-    if targets_only and batch.segments is not None:
-        positions = (next_labels[0] != IGNORE).nonzero()[:, 0]
-        if not len(positions):
-            positions = torch.zeros(1, dtype=torch.long, device=next_labels.device)
-        kwargs["logits_to_keep"] = positions
-        next_labels = next_labels[:, positions]
-    logits: torch.Tensor = model(**kwargs).logits
-    return logits.flatten(0, 1).float(), next_labels.flatten()
-
-
-def _nll(logits_NV: torch.Tensor, labels_N: torch.Tensor, batch: Batch) -> torch.Tensor:
+def _from_logits(logits: torch.Tensor, labels_N: torch.Tensor, batch: Batch, loss: LossConfig) -> LossSums:
+    """From logits that exist, [.., V], in fp32 whatever the model computes in."""
+    logits_NV = logits.flatten(0, -2).float()
     if not batch.targets:
-        return logits_NV.sum() * 0.0
-    return functional.cross_entropy(logits_NV, labels_N, ignore_index=IGNORE, reduction="sum")
+        nothing = logits_NV.sum() * 0.0
+        return LossSums(nll=nothing.detach(), objective=nothing)
+    nll = objective = functional.cross_entropy(logits_NV, labels_N, ignore_index=IGNORE, reduction="sum")
+    if loss.label_smoothing:
+        objective = functional.cross_entropy(
+            logits_NV, labels_N, ignore_index=IGNORE, reduction="sum", label_smoothing=loss.label_smoothing
+        )
+    if loss.z_loss:
+        objective = objective + loss.z_loss * logits_NV[labels_N != IGNORE].logsumexp(-1).square().sum()
+    return LossSums(nll=nll.detach(), objective=objective)

@@ -20,6 +20,7 @@ from train import tuning
 from train.attention import Attention, choose
 from train.base import base_folder, base_hash, check_complete, once
 from train.distributed import Ranks
+from train.kernels import use_kernels
 from train.models import Family, family
 from train.plan import number
 from train.quantize import quantized
@@ -75,8 +76,10 @@ def build(
     notes = _for_training(config, kind, cfg)
     with init_context:
         model = _load(folder, config, attention.implementation, dtype, quantization)
+        fused = use_kernels(model, cfg.compute.kernels, kind, ranks.device)
         # In here too, because some methods start from weights, which ZeRO-3 has partitioned: PEFT gathers them.
         tuned = tuning.apply(model, cfg.tuning, kind, seed=cfg.seed).train()
+    notes += [fused] if fused else []
     _for_generation(model, pad_id=pad_id, eos_id=eos_id)
     # After PEFT: it would make the embedding's output require gradients, which this form of recomputation needs not.
     recomputed = set_recompute(tuned, cfg.model.recompute, block_class=kind.block_class)

@@ -40,6 +40,8 @@ class Shape:
     """Elements of one block that are not in linear layers."""
     outside: int
     """Elements outside the blocks: embeddings, positions, final norm, and the head where it is not tied."""
+    capped: bool = False
+    """Logits are soft-capped after the head (Gemma 2)."""
 
     @property
     def block(self) -> int:
@@ -86,7 +88,8 @@ def _llama_like(
     of_heads = {"qwen3": 2 * width, "gemma3_text": 2 * width, "olmo2": heads * width + key_value}.get(kind, 0)
     norms = (4 if kind.startswith("gemma") else 2) * hidden + of_heads
     outside = _embeddings(model, vocab, hidden, tied=tied) + hidden
-    return Shape(hidden, model["num_hidden_layers"], vocab, linears, norms, outside)
+    capped = bool(model.get("final_logit_softcapping", 30.0)) if kind == "gemma2" else False
+    return Shape(hidden, model["num_hidden_layers"], vocab, linears, norms, outside, capped)
 
 
 def _phi3(model: Mapping[str, Any]) -> Shape:

@@ -30,7 +30,8 @@ from conf.compose import config_from_argv
 from conf.errors import leave_with_code
 from conf.schema import RunConfig
 from train import tuning
-from train.batch import Batch
+from train.batch import Batch, Predicted
+from train.head import traced
 from train.loss import token_nll_sum
 from train.models import family
 from train.plan import number, read_model_config, settle
@@ -44,14 +45,11 @@ PHASES = ("loss", "deepest", "rest")
 
 
 class Live(TorchDispatchMode):
-    """Bytes of all storages that operators made and that are still alive, and the most of each phase.
+    """Bytes of all storages that operators made and that are still alive, and the most of each phase."""
 
-    ``targets`` answers ``nonzero``, the one question of the loss whose answer depends on data.
-    """
-
-    def __init__(self, targets: int) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.targets, self.now, self.phase = targets, 0, "loss"
+        self.now, self.phase = 0, "loss"
         self.peaks = dict.fromkeys(PHASES, 0)
         self._seen: dict[int, weakref.ref[Any]] = {}
 
@@ -73,10 +71,7 @@ class Live(TorchDispatchMode):
         self.peaks[phase] = max(self.peaks[phase], self.now)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.nonzero.default:
-            made: Any = args[0].new_empty((self.targets, args[0].dim()), dtype=torch.long)
-        else:
-            made = func(*args, **(kwargs or {}))
+        made = func(*args, **(kwargs or {}))
         for tensor in tree_iter(made):
             if isinstance(tensor, torch.Tensor):
                 self.watch(tensor)
@@ -177,7 +172,7 @@ def step_peaks(cfg: RunConfig, model: Mapping[str, Any], layers: int, targets: i
     block = family(model["model_type"]).block_class
     with FakeTensorMode():
         network = materialised(cfg, model, layers)
-        live = Live(targets)
+        live = Live()
         for tensor in [*network.parameters(), *network.buffers()]:
             live.watch(tensor)
         base = live.now
@@ -199,7 +194,8 @@ def materialised(cfg: RunConfig, model: Mapping[str, Any], layers: int) -> nn.Mo
 
 def one_micro_batch(network: nn.Module, cfg: RunConfig, targets: int) -> None:
     """Forward and backward pass, as the training loop makes them."""
-    loss = token_nll_sum(network, fake_batch(cfg, targets), targets_only=cfg.compute.targets_only_head)
+    with traced():
+        loss = token_nll_sum(network, fake_batch(cfg, targets), targets_only=cfg.compute.targets_only_head)
     (loss / 2).backward()  # type: ignore[no-untyped-call]
 
 
@@ -243,6 +239,7 @@ def fake_batch(cfg: RunConfig, targets: int) -> Batch:
         uids=(),
         tokens=rows * length,
         targets=targets,
+        predicted=Predicted(*(torch.zeros(targets, dtype=torch.long) for _ in range(2))) if flat else None,
     )
 
 

@@ -21,6 +21,7 @@ LONG = 512
 """Samples of so many tokens are computed alone: a call more does not show there."""
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # reads the bounds, which a compiled graph cannot
 def varlen_attention_cpu(
     query: torch.Tensor,
     key: torch.Tensor,

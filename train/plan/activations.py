@@ -64,6 +64,8 @@ class Work:
     """Linear layers with adapters; None: everything is trained."""
     rank: int = 0
     dropout: float = 0.0
+    chunk: int = 0
+    """Positions whose logits are alive at once (train/head.py); 0: all of them, and their loss apart from the head."""
 
 
 def kept_by_block(model: Mapping[str, Any], shape: Shape, work: Work) -> Kept:
@@ -177,8 +179,9 @@ class Moment:
 def step_peaks(model: Mapping[str, Any], shape: Shape, work: Work, recompute: Recompute) -> dict[str, Moment]:
     """The moments that can be the peak.
 
-    ``loss``: backward of the cross-entropy. ``head``: gradient of the head's weight. ``norm``: backward of the last
-    norm. ``deepest``: backward of the last blocks. ``embedding``: gradient of the embedding.
+    ``loss``: the head in chunks, or the backward of the cross-entropy. ``head``: gradient of the head's weight.
+    ``norm``: backward of the last norm. ``deepest``: backward of the last blocks. ``embedding``: gradient of the
+    embedding.
     """
     kept = kept_by_block(model, shape, work)
     s, tokens, h, full = work.element, work.tokens, shape.hidden, work.adapted is None
@@ -188,14 +191,36 @@ def step_peaks(model: Mapping[str, Any], shape: Shape, work: Work, recompute: Re
     table = float(s * shape.vocab * h) if full else 0.0
     tied = bool(model.get("tie_word_embeddings", model["model_type"] in ("gpt2", "bloom")))
     held = table if tied else 0.0  # the head's gradient waits for the embedding's
-    after = tokens * ((4 * h + (s * h if full else 0)) if rms else s * h) + (work.logits * s * h if full else 0.0)
+    after = float(tokens * ((4 * h + (s * h if full else 0)) if rms else s * h))
     before, passing = _deepest(shape, kept, work, recompute)
-    return {
-        "loss": Moment(blocks + after, LOSS_BYTES * work.logits * shape.vocab, 0.0),
-        "head": Moment(blocks + after, float(work.logits * s * shape.vocab), work.logits * s * h + table),
+    return _head_moments(shape, work, blocks + after, table) | {
         "norm": Moment(blocks, 0.0, held + tokens * h * (RMS_MOMENT if rms else 4 * s)),
         "deepest": Moment(around + before, 0.0, held + passing),
         "embedding": Moment(around, 0.0, 3 * table if tied else table),
+    }
+
+
+def _head_moments(shape: Shape, work: Work, kept: float, table: float) -> dict[str, Moment]:
+    """Loss and head, over ``kept``; ``table``: bytes of the head's gradient in the compute dtype, 0 if it has none."""
+    s, h, selected = work.element, shape.hidden, float(work.element * work.logits * shape.hidden)
+    if not work.chunk:
+        kept += selected if table else 0.0
+        whole = float(work.logits * shape.vocab)
+        return {"loss": Moment(kept, LOSS_BYTES * whole, 0.0), "head": Moment(kept, s * whole, selected + table)}
+    chunks = -(-work.logits // work.chunk)
+    gradient = float(s * work.chunk * shape.vocab)
+    logits = 2 * gradient  # of the chunk, and the gradient that is made of them
+    exact = 2.0 * table if s == 2 and chunks > 1 else table  # the sum over chunks is in fp32
+    products = {1: [(gradient, table)], 2: [(gradient, table), (logits, table), (gradient, 2 * table + exact)]}
+    if s == 4 or not table:
+        products[2] = [(logits, table)]
+    candidates = [(logits, 0.0), *products[min(chunks, 2)], *([(logits, exact)] if chunks > 2 else [])]
+    alive, summed = max(candidates, key=sum)
+    # In the forward pass the last block's output, normalised, is still there beside the positions taken from it.
+    frame = float(s * work.tokens * h) + 2 * selected
+    return {
+        "loss": Moment(kept + frame, alive, summed),
+        "head": Moment(kept, 0.0, selected + exact + (table if exact > table else 0.0)),
     }
 
 

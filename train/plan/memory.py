@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from conf.errors import InternalError
 from conf.schema import BatchConfig, FullTuning, LoraTuning, RunConfig
-from train.adapters import adapted_linears, frozen_size, new_elements, virtual_tokens, whole_elements
+from train.adapters import adapted_linears, frozen_size, head_is_wrapped, new_elements, virtual_tokens, whole_elements
+from train.chunks import chunk_size
 from train.parameters import Shape
 from train.plan.activations import ELEMENT, Moment, Recompute, Work, step_peaks
 
@@ -142,13 +143,16 @@ def work_of(cfg: RunConfig, shape: Shape, supervised: float) -> Work:
     """
     row, flat = cfg.data.seq_len + virtual_tokens(cfg.tuning), cfg.data.pack == "exact"
     tokens, element, tuning = number(cfg.batch.micro_size) * row, ELEMENT[cfg.model.dtype], cfg.tuning
-    logits = math.ceil(tokens * supervised) if cfg.compute.targets_only_head and flat else tokens
+    logits, chunk = tokens, 0
+    if cfg.compute.targets_only_head and flat:
+        logits = math.ceil(tokens * supervised)
+        chunk = 0 if shape.capped or head_is_wrapped(tuning) else chunk_size(logits, shape.vocab)
     if isinstance(tuning, FullTuning):
-        return Work(tokens, logits, row, element)
+        return Work(tokens, logits, row, element, chunk=chunk)
     if not isinstance(tuning, LoraTuning):
-        return Work(tokens, logits, row, element, (), 0, 0.0)
+        return Work(tokens, logits, row, element, (), 0, 0.0, chunk)
     adapted = tuple(linear.name for linear in adapted_linears(tuning, shape))
-    return Work(tokens, logits, row, element, adapted, tuning.rank, tuning.dropout)
+    return Work(tokens, logits, row, element, adapted, tuning.rank, tuning.dropout, chunk)
 
 
 def memory(

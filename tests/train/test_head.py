@@ -1,0 +1,142 @@
+"""The chunked head against logits that exist: values and gradients, however the positions are cut into chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from conf.errors import InternalError
+from conf.schema import LossConfig
+from train import chunks
+from train.head import head_losses, losses_for_logits, plain_head
+
+HIDDEN, VOCAB = 6, 11
+LOSSES = st.builds(LossConfig, z_loss=st.sampled_from([0.0, 1e-2]), label_smoothing=st.sampled_from([0.0, 0.1]))
+
+
+def chunks_of(positions: int) -> Any:
+    return mock.patch.dict(chunks.CHUNK_ELEMENTS, cpu=positions * VOCAB)
+
+
+def made(positions: int, seed: int, *, bias: bool, dtype: torch.dtype = torch.float64) -> list[torch.Tensor | None]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden, weight, offset = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for shape in ((positions, HIDDEN), (VOCAB, HIDDEN), (VOCAB,))
+    )
+    return [hidden, weight, offset if bias else None]
+
+
+def by_hand(inputs: list[Any], labels: torch.Tensor, loss: LossConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both losses from whole logits, from the definitions."""
+    logits = functional.linear(*inputs)
+    log_z = logits.logsumexp(-1)
+    log_p = logits - log_z[:, None]
+    own = -log_p[torch.arange(len(labels)), labels]
+    share = loss.label_smoothing
+    objective = (1 - share) * own - share * log_p.mean(-1) + loss.z_loss * log_z**2
+    return own.sum(), objective.sum()
+
+
+@settings(deadline=None, max_examples=60)
+@given(positions=st.integers(1, 9), chunk=st.integers(1, 10), seed=st.integers(0, 5), bias=st.booleans(), loss=LOSSES)
+def test_values_and_gradients_are_those_of_whole_logits(
+    positions: int, chunk: int, seed: int, bias: bool, loss: LossConfig
+) -> None:
+    inputs = made(positions, seed, bias=bias)
+    labels = torch.randint(VOCAB, (positions,), generator=torch.Generator().manual_seed(seed))
+    wanted = by_hand(inputs, labels, loss)
+    with chunks_of(chunk):
+        found = head_losses(*inputs, labels, loss)  # type: ignore[arg-type]
+    given_ = [each for each in inputs if each is not None]
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    for one, other in zip(
+        torch.autograd.grad(found[1] / 7, given_), torch.autograd.grad(wanted[1] / 7, given_), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("trained", [(True, False), (False, True), (False, False)])
+def test_only_what_is_trained_gets_a_gradient(trained: tuple[bool, bool]) -> None:
+    hidden, weight, _ = made(5, 0, bias=False)
+    assert hidden is not None
+    assert weight is not None
+    for each, on in zip((hidden, weight), trained, strict=True):
+        each.requires_grad_(on)
+    with chunks_of(2):
+        _, objective = head_losses(hidden, weight, None, torch.arange(5), LossConfig())
+    assert objective.requires_grad == any(trained)
+    if any(trained):
+        objective.backward()  # type: ignore[no-untyped-call]
+    assert [each.grad is not None for each in (hidden, weight)] == list(trained)
+
+
+def test_nothing_is_differentiated_without_gradients() -> None:
+    """Evaluation pays for no gradient, though the weights could have one."""
+    inputs = made(5, 0, bias=True)
+    with torch.no_grad(), mock.patch.object(torch, "mm", side_effect=AssertionError("a gradient was made")):
+        nll, _ = head_losses(*inputs, torch.arange(5), LossConfig())  # type: ignore[arg-type]
+    assert float(nll) == pytest.approx(float(by_hand(inputs, torch.arange(5), LossConfig())[0].detach()))
+
+
+def test_sixteen_bit_chunks_are_added_up_in_fp32() -> None:
+    """64 chunks: the weight's gradient is as near to the exact one as that of one chunk, and not 64 roundings off."""
+    positions = 512
+    inputs = made(positions, 0, bias=False, dtype=torch.bfloat16)
+    labels = torch.randint(VOCAB, (positions,), generator=torch.Generator().manual_seed(1))
+    exact = [None if each is None else each.detach().double().requires_grad_() for each in inputs]
+    wanted = torch.autograd.grad(by_hand(exact, labels, LossConfig())[1], exact[1])[0]
+
+    def error(chunk: int) -> float:
+        with chunks_of(chunk):
+            _, objective = head_losses(*inputs, labels, LossConfig())  # type: ignore[arg-type]
+        (gradient,) = torch.autograd.grad(objective, inputs[1:2])
+        assert gradient.dtype == torch.bfloat16
+        return float((gradient.double() - wanted).norm() / wanted.norm())
+
+    assert error(8) <= 1.5 * error(positions) <= 0.02
+
+
+def test_the_gradient_can_be_used_once() -> None:
+    inputs = made(3, 0, bias=False)
+    _, objective = head_losses(*inputs, torch.arange(3), LossConfig())  # type: ignore[arg-type]
+    objective.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    with pytest.raises(InternalError, match="twice"):
+        objective.backward()  # type: ignore[no-untyped-call]
+
+
+def test_the_heads_own_hooks_run_and_its_forward_comes_back() -> None:
+    layer, calls = nn.Linear(HIDDEN, VOCAB), []
+    layer.register_forward_pre_hook(lambda *_: calls.append("before"))
+    hidden = torch.randn(1, 4, HIDDEN)
+    with losses_for_logits(layer, torch.arange(4), LossConfig()):
+        nll, _ = layer(hidden).unbind()
+    assert calls == ["before"]
+    assert layer(hidden).shape == (1, 4, VOCAB)
+    wanted = functional.cross_entropy(layer(hidden)[0], torch.arange(4), reduction="sum")
+    torch.testing.assert_close(nll, wanted.detach())
+
+
+def test_only_a_plain_linear_head_is_replaced() -> None:
+    class Model(nn.Module):
+        def __init__(self, layer: nn.Module, cap: float | None = None) -> None:
+            super().__init__()
+            self.layer, self.config = layer, mock.Mock(final_logit_softcapping=cap)
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.layer
+
+    class Adapted(nn.Linear):
+        pass
+
+    assert plain_head(Model(nn.Linear(2, 3))) is not None
+    assert plain_head(Model(nn.Linear(2, 3), cap=30.0)) is None
+    assert plain_head(Model(Adapted(2, 3))) is None
+    assert plain_head(nn.Linear(2, 3)) is None

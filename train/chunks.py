@@ -1,0 +1,13 @@
+"""How many positions the head computes at once, as train/head.py does and train/plan knows; torch-free."""
+
+from __future__ import annotations
+
+CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**29}
+"""Logits alive at once: on a GPU 4,096 positions of a vocabulary of 128k, enough to fill its matrix units; on a CPU 64
+MiB, 334 positions of GPT-2's vocabulary."""
+
+
+def chunk_size(positions: int, vocab: int, kind: str = "cuda") -> int:
+    """Positions of a chunk on a device of type ``kind``: all chunks but the last are of one size."""
+    most = max(1, CHUNK_ELEMENTS[kind] // vocab)
+    return -(-positions // -(-positions // most))

@@ -1,0 +1,204 @@
+"""The head and the loss over it, a chunk of positions at a time, with the gradient made in the same pass.
+
+The logits of one chunk are alive at any moment, once: as fp32 scores, then as log-probabilities, then as the gradient
+(Wijmans et al. 2024, Cut Your Losses, section 3; Hsu et al. 2024, Liger Kernel, section 3.2: the gradient of a
+cross-entropy is there as soon as its softmax is). Nothing is computed twice, and memory stops growing with the targets.
+
+The head module itself is called, with another forward for the time being, so that whatever hangs on it still happens:
+ZeRO-3's hooks, which gather its weight for it.
+
+Shape suffixes: N positions, C positions of a chunk, H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from conf.errors import InternalError
+from conf.schema import LossConfig
+from train.chunks import chunk_size
+
+ChunkLosses = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+Losses = tuple[torch.Tensor, torch.Tensor]
+"""Sum of -log p(target) and of what is minimised, fp32 scalars; the second with a graph."""
+
+
+def plain_head(model: nn.Module) -> nn.Linear | None:
+    """The output layer of ``model``, if logits are all it makes and all that becomes of it: no adapter, no soft cap."""
+    find: Callable[[], nn.Module] | None = getattr(model, "get_output_embeddings", None)
+    head = find() if find else None
+    capped = getattr(getattr(model, "config", None), "final_logit_softcapping", None)
+    return head if type(head) is nn.Linear and not capped else None
+
+
+@contextmanager
+def losses_for_logits(head: nn.Linear, labels_N: torch.Tensor, loss: LossConfig) -> Iterator[None]:
+    """Inside it, ``head`` called with hidden states [1, N, H] returns the two losses, [2], instead of logits.
+
+    ``labels_N``: the token that each position predicts, int64; all of them count.
+    """
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.stack(head_losses(hidden[0], head.weight, head.bias, labels_N, loss))
+
+    assert "forward" not in vars(head), "someone else replaced the head's forward"
+    head.forward = forward  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def head_losses(
+    hidden_NH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    labels_N: torch.Tensor,
+    loss: LossConfig,
+) -> Losses:
+    """The losses of ``train.loss`` over logits hidden @ weight.T + bias, which never exist as a whole."""
+    needed = torch.is_grad_enabled()
+    nll, objective = _HeadLosses.apply(hidden_NH, weight_VH, bias_V, labels_N, loss, needed)  # type: ignore[no-untyped-call]
+    return nll, objective
+
+
+class _HeadLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: torch.Tensor,
+        weight_VH: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        labels_N: torch.Tensor,
+        loss: LossConfig,
+        needed: bool,
+    ) -> Losses:
+        wants = [needed and want for want in ctx.needs_input_grad[:3]]
+        grad_h = torch.empty_like(hidden_NH) if wants[0] else None
+        parts_w = _Sum() if wants[1] else None
+        parts_b = _Sum() if wants[2] else None
+        kind = _pretended[-1] if _pretended else hidden_NH.device.type
+        options = (loss.label_smoothing, loss.z_loss, any(wants))
+        losses_of = _traced_losses if _pretended else _losses_of_chunks(kind, *options)
+        nll, objective = (hidden_NH.new_zeros((), dtype=torch.float32) for _ in range(2))
+        size = chunk_size(len(labels_N), len(weight_VH), kind)
+        for hidden_CH, labels_C, out_CH in zip(
+            torch.split(hidden_NH, size), torch.split(labels_N, size), _split(grad_h, size, len(labels_N)), strict=True
+        ):
+            logits_CV = functional.linear(hidden_CH, weight_VH, bias_V)
+            chunk_nll, chunk_objective, grad_CV = losses_of(logits_CV, labels_C)
+            del logits_CV
+            nll, objective = nll + chunk_nll, objective + chunk_objective
+            if out_CH is not None:
+                torch.mm(grad_CV, weight_VH, out=out_CH)
+            if parts_w is not None:
+                parts_w.add(grad_CV.T, hidden_CH)
+            if parts_b is not None:
+                parts_b.add(grad_CV.T, torch.ones_like(hidden_CH[:, :1]))
+            del grad_CV  # or the next chunk's logits would stand beside it
+        ctx.gradients = (grad_h, parts_w and parts_w.total, parts_b and parts_b.total)
+        ctx.dtypes = (hidden_NH.dtype, weight_VH.dtype)
+        ctx.mark_non_differentiable(nll)
+        return nll, objective
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, _: torch.Tensor, scale: torch.Tensor) -> Any:
+        if ctx.gradients is None:
+            raise InternalError("the loss was differentiated twice; its gradient was scaled in place the first time")
+        gradients, ctx.gradients = ctx.gradients, None
+        hidden, weight, bias = (None if each is None else each.mul_(scale) for each in gradients)
+        of_weight = ctx.dtypes[1]
+        return hidden, _as(weight, of_weight), _as(bias, of_weight, flat=True), None, None, None
+
+
+class _Sum:
+    """A sum of products over chunks: in fp32 from the second on, because 16 bits would lose what is small."""
+
+    def __init__(self) -> None:
+        self.total: torch.Tensor | None = None
+
+    def add(self, left: torch.Tensor, right: torch.Tensor) -> None:
+        if self.total is None:
+            self.total = left @ right
+        elif self.total.dtype == left.dtype and left.dtype not in (torch.bfloat16, torch.float16):
+            self.total.addmm_(left, right)
+        else:
+            self.total = self.total.float().add_(left @ right)
+
+
+def _split(whole: torch.Tensor | None, size: int, rows: int) -> tuple[torch.Tensor | None, ...]:
+    return (None,) * -(-rows // size) if whole is None else torch.split(whole, size)
+
+
+def _as(gradient: torch.Tensor | None, dtype: torch.dtype, *, flat: bool = False) -> torch.Tensor | None:
+    if gradient is None:
+        return None
+    return (gradient[:, 0] if flat else gradient).to(dtype)
+
+
+@functools.cache
+def _losses_of_chunks(kind: str, smoothing: float, z_loss: float, needed: bool) -> ChunkLosses:
+    """``chunk_losses`` with its options; on a GPU as a few kernels instead of a dozen, if Triton is there."""
+
+    def losses(logits_CV: torch.Tensor, labels_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return chunk_losses(logits_CV, labels_C, smoothing, z_loss, needed)
+
+    fused = kind == "cuda" and importlib.util.find_spec("triton") is not None
+    return torch.compile(losses, dynamic=True) if fused else losses
+
+
+_pretended: list[str] = []
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """Inside it, the head keeps and allocates what it would on a GPU, without computing: for train/trace.py."""
+    _pretended.append("cuda")
+    try:
+        yield
+    finally:
+        _pretended.pop()
+
+
+def _traced_losses(logits_CV: torch.Tensor, labels_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the fused kernels leave behind: two scalars and the gradient."""
+    nothing = logits_CV.new_zeros((), dtype=torch.float32)
+    return nothing, nothing.clone(), torch.empty_like(logits_CV)
+
+
+def chunk_losses(
+    logits_CV: torch.Tensor, labels_C: torch.Tensor, smoothing: float, z_loss: float, needed: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sums of the two losses, and the gradient of the second by the logits, [C, V] in their dtype (if ``needed``).
+
+    With p the softmax, Z its denominator, a the smoothing and z the weight of the z-loss:
+    objective = (1 - a) * -log p[target] + a * mean of -log p + z * log(Z)^2, whose gradient is
+    (1 + 2 z log Z) p - a / V - (1 - a) at the target.
+    """
+    exact = torch.promote_types(logits_CV.dtype, torch.float32)
+    log_p_CV = torch.log_softmax(logits_CV, -1, dtype=exact)
+    at_target_C = log_p_CV.gather(1, labels_C[:, None])[:, 0]
+    nll = objective = -at_target_C.sum()
+    if smoothing:
+        objective = (1 - smoothing) * nll - smoothing * log_p_CV.mean(-1).sum()
+    if z_loss:
+        log_z_C = logits_CV.gather(1, labels_C[:, None])[:, 0].to(exact) - at_target_C
+        objective = objective + z_loss * log_z_C.square().sum()
+    if not needed:
+        return nll, objective, log_p_CV
+    grad_CV = log_p_CV.exp_()
+    if z_loss:
+        grad_CV.mul_((1 + 2 * z_loss * log_z_C)[:, None])
+    if smoothing:
+        grad_CV.sub_(smoothing / logits_CV.shape[1])
+    grad_CV[torch.arange(len(labels_C), device=labels_C.device), labels_C] -= 1 - smoothing
+    return nll, objective, grad_CV.to(logits_CV.dtype)
