@@ -22,11 +22,12 @@ export TOKENIZERS_PARALLELISM := false
 # Per environment: two environments that share compiled ops rebuild them for each other for ever.
 export TORCH_EXTENSIONS_DIR := $(venv)/torch_extensions
 
-.PHONY: help env .venv demo demo-clean test test-slow parity lint bench bench-train bench-data faults slurm-test clean
+.PHONY: help env .venv demo demo-clean test test-slow test-gpu parity lint bench bench-train bench-data faults slurm-test clean
 
 help:
 	@echo "make demo        prepare, tune, evaluate, export and chat on this machine (two processes, no GPU)"
 	@echo "make test        the test suite; make test-slow, make faults, make slurm-test: the long ones"
+	@echo "make test-gpu    what only an NVIDIA GPU can show: kernels, 4-bit bases, bitwise resume, the exact step in bf16"
 	@echo "make parity      gradients in every geometry against plain torch (fp32)"
 	@echo "make lint        ruff, mypy, the import contract, shellcheck"
 	@echo "make bench       planning, start-up, the plan's accuracy; make bench-train: speed beside HF Trainer and TRL"
@@ -71,6 +72,9 @@ faults: $(stamp)
 
 slurm-test: $(stamp)
 	"$(bin)/python" -m pytest -m slurm tests/slurm
+
+test-gpu: $(stamp)
+	"$(bin)/python" -m pytest -m gpu tests/gpu
 
 lint: $(stamp)
 	"$(bin)/ruff" check .

@@ -20,6 +20,12 @@ os.environ.update(
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Everything but ``-m gpu`` runs on the CPU, on a machine with GPUs too: so the same is tested everywhere."""
+    if "gpu" not in str(config.getoption("-m") or "").replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
     """``real_data("alpaca/alpaca_data.json.gz")``: a file or folder below CORRAL_TEST_DATA.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -325,36 +324,3 @@ def test_a_batch_without_bounds_is_refused_not_mixed() -> None:
         model(input_ids=torch.arange(6)[None])
     model.set_attn_implementation("sdpa")
     assert model(input_ids=torch.arange(6)[None]).logits.shape == (1, 6, 64)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("window", [(-1, 0), (3, 0)])
-@pytest.mark.parametrize("key_heads", [1, 2, 4])
-@pytest.mark.parametrize("bounds_k", [[0, 5, 6, 21], [0, 8, 12, 30]], ids=["same", "more keys"])
-def test_cuda_kernel_agrees_with_the_cpu_function(bounds_k: list[int], key_heads: int, window: tuple[int, int]) -> None:
-    """Values and gradients, grouped heads, a window, and more keys than queries (aligned at the bottom right)."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(21, 4, 64), (bounds_k[-1], key_heads, 64), (bounds_k[-1], key_heads, 64)]
-    mine = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
-    pull = torch.randn(shapes[0], generator=generator).bfloat16()
-    cu_q, cu_k = (torch.tensor(each, dtype=torch.int32) for each in ([0, 5, 6, 21], bounds_k))
-    options = {"scale": 0.125, "window_size": window, "enable_gqa": key_heads != 4}
-
-    def run(attend: Callable[..., torch.Tensor], device: str, dtype: torch.dtype) -> list[torch.Tensor]:
-        q, k, v = (x.to(device, dtype).requires_grad_() for x in mine)
-        out = attend(q, k, v, cu_q.to(device), cu_k.to(device), 15, 18, **options)
-        pieces = [out, *torch.autograd.grad(out, (q, k, v), pull.to(device, dtype))]
-        return [piece.detach().float().cpu() for piece in pieces]
-
-    found = run(packed._varlen_cuda, "cuda", torch.bfloat16)
-    for one, other in zip(found, run(varlen_attention_cpu, "cpu", torch.float32), strict=True):
-        torch.testing.assert_close(one, other, atol=3e-2, rtol=3e-2)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_auto_finds_an_isolating_backend_on_a_gpu() -> None:
-    for kind in PACKING_FAMILIES:
-        found = choose("auto", family=family(kind), pack="exact", dtype=torch.bfloat16, device=torch.device("cuda"))
-        assert found.layout == "flat"

@@ -1,0 +1,127 @@
+"""Kernels on an NVIDIA GPU against fp32 and fp64 on the CPU: attention, the head in chunks, fused blocks."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from conf.schema import LossConfig
+from data_prep.stream import PackedRow
+from tests.tiny import PACKING_FAMILIES, tiny_model
+from tests.train.rows import EOS, FakeSplit
+from train import chunks
+from train.attention import choose, packed
+from train.attention.varlen_cpu import varlen_attention_cpu
+from train.batch import collate
+from train.head import head_losses
+from train.kernels import use_kernels
+from train.loss import token_nll_sum
+from train.models import family
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU; run make test-gpu where one is"),
+]
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize("window", [(-1, 0), (3, 0)])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("bounds_k", [[0, 5, 6, 21], [0, 8, 12, 30]], ids=["same", "more keys"])
+def test_cuda_kernel_agrees_with_the_cpu_function(bounds_k: list[int], key_heads: int, window: tuple[int, int]) -> None:
+    """Values and gradients, grouped heads, a window, and more keys than queries (aligned at the bottom right)."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(21, 4, 64), (bounds_k[-1], key_heads, 64), (bounds_k[-1], key_heads, 64)]
+    mine = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    pull = torch.randn(shapes[0], generator=generator).bfloat16()
+    cu_q, cu_k = (torch.tensor(each, dtype=torch.int32) for each in ([0, 5, 6, 21], bounds_k))
+    options = {"scale": 0.125, "window_size": window, "enable_gqa": key_heads != 4}
+
+    def run(attend: Callable[..., torch.Tensor], device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        q, k, v = (x.to(device, dtype).requires_grad_() for x in mine)
+        out = attend(q, k, v, cu_q.to(device), cu_k.to(device), 15, 18, **options)
+        pieces = [out, *torch.autograd.grad(out, (q, k, v), pull.to(device, dtype))]
+        return [piece.detach().float().cpu() for piece in pieces]
+
+    found = run(packed._varlen_cuda, "cuda", torch.bfloat16)
+    for one, other in zip(found, run(varlen_attention_cpu, "cpu", torch.float32), strict=True):
+        torch.testing.assert_close(one, other, atol=3e-2, rtol=3e-2)
+
+
+def test_auto_finds_an_isolating_backend_on_a_gpu() -> None:
+    for kind in PACKING_FAMILIES:
+        found = choose("auto", family=family(kind), pack="exact", dtype=torch.bfloat16, device=torch.device("cuda"))
+        assert found.layout == "flat"
+
+
+@pytest.mark.parametrize("positions", [1, 700, 1000])
+def test_the_head_in_chunks_is_right_in_bf16(positions: int) -> None:
+    """Against fp64 from the same bf16 numbers; one chunk, several, and other lengths by the same compiled kernels."""
+    vocab, width = 1024, 64
+    generator = torch.Generator().manual_seed(positions)
+    hidden, weight = (
+        torch.randn(shape, generator=generator).bfloat16() for shape in ((positions, width), (vocab, width))
+    )
+    labels = torch.randint(vocab, (positions,), generator=generator)
+    loss = LossConfig(z_loss=1e-4, label_smoothing=0.1)
+
+    def run(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        h, w = (x.to(device, dtype).requires_grad_() for x in (hidden, weight))
+        nll, objective = head_losses(h, w, None, labels.to(device), loss)
+        return [
+            x.detach().double().cpu() for x in (nll, objective, *torch.autograd.grad(objective / positions, (h, w)))
+        ]
+
+    with mock.patch.dict(chunks.CHUNK_ELEMENTS, cuda=256 * vocab):
+        found, wanted = run("cuda", torch.bfloat16), run("cpu", torch.float64)
+    for one, other, allowed in zip(found, wanted, (1e-3, 1e-3, 1e-2, 1e-2), strict=True):
+        assert float((one - other).norm() / other.norm()) <= allowed
+
+
+@pytest.mark.parametrize("kernels", ["none", "liger", "compile"])
+def test_packed_rows_with_shared_prefixes_give_the_gradients_of_the_cpu(kernels: str) -> None:
+    """bf16 on the GPU against fp32 on the CPU, several rows of other lengths; what is compiled is compiled once."""
+    if kernels == "liger" and importlib.util.find_spec("liger_kernel") is None:
+        pytest.skip("needs liger_kernel: pip install -e '.[gpu]'")
+    packed._register()
+    exact = tiny_model("llama", implementation=packed.IMPLEMENTATION)
+    model = copy.deepcopy(exact).to(CUDA, torch.bfloat16)
+    use_kernels(model, kernels, family("llama"), CUDA)
+    torch._dynamo.utils.counters.clear()
+    errors, graphs = [], []
+    for rows in ([[0, 1, 2]], [[3, 4, 5, 6]], [[7, 8, 9, 10, 11]], [[1, 2]], [[0, 3, 6, 9]]):
+        gradients = []
+        packed_rows = [PackedRow(tuple((0, index) for index in row), share_prefix=True) for row in rows]
+        for each, device in ((exact, torch.device("cpu")), (model, CUDA)):
+            each.zero_grad()
+            batch = collate(packed_rows, [data()], layout="flat", pad_id=0, device=device)
+            token_nll_sum(each, batch, targets_only=True).backward()  # type: ignore[no-untyped-call]
+            gradients.append([parameter.grad.detach().float().cpu() for parameter in each.parameters()])
+        whole = sum(float((one - other).norm()) ** 2 for one, other in zip(*gradients, strict=True)) ** 0.5
+        errors.append(whole / sum(float(one.norm()) ** 2 for one in gradients[0]) ** 0.5)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert max(errors) <= 2e-2, errors
+    assert not torch._dynamo.utils.counters["graph_break"], dict(torch._dynamo.utils.counters["graph_break"])
+    assert graphs[-1] == graphs[1], f"compiled again for other lengths: {graphs} graphs after each row"
+
+
+def data() -> Any:
+    """Twelve samples of 15 to 150 tokens, two thirds with one of two prefixes."""
+    generator = torch.Generator().manual_seed(3)
+    prefixes = (tuple(range(5, 25)), (5, 6, 11))
+    samples = []
+    for row in range(12):
+        head = [prefixes[0], prefixes[1], ()][row % 3]
+        middle = torch.randint(0, EOS, (10 + row * 10,), generator=generator).tolist()
+        ids = [*head, *middle, EOS]
+        answer = 5 + row
+        mask = [0] * (len(ids) - answer) + [1] * answer
+        samples.append((np.array(ids, np.int32), np.array(mask, np.uint8)))
+    return FakeSplit("a", samples, prefixes)
