@@ -57,7 +57,7 @@ def loss_sums(model: torch.nn.Module, batch: Batch, *, targets_only: bool, loss:
 
 def _logits(model: torch.nn.Module, batch: Batch, targets_only: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """fp32 logits [N, V], whatever the model computes in, and the labels [N] of what they predict."""
-    next_labels = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
+    next_labels = batch.next_labels
     kwargs = forward_kwargs(batch)
     if targets_only and batch.segments is not None:
         positions = (next_labels[0] != IGNORE).nonzero()[:, 0]

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 
 from conf.errors import ConfigError, InternalError
+from train.attention.exchange import Exchange
 from train.attention.types import Attention
 from train.attention.varlen_cpu import varlen_attention_cpu
 from train.models import Family
@@ -49,7 +50,7 @@ def require(family: Family, *, pack: str, dtype: torch.dtype, device: torch.devi
             "kernel for GPUs has no soft cap; attention=flash2 or attention=auto works"
         )
     _register()
-    return Attention(name="packed", implementation=IMPLEMENTATION, layout="flat", shares=True)
+    return Attention(name="packed", implementation=IMPLEMENTATION, layout="flat", shares=True, exchanges=True)
 
 
 def _register() -> None:
@@ -90,14 +91,16 @@ def packed_attention(
     max_length_k: int | None = None,
     softcap: float | None = None,
     key_index: torch.Tensor | None = None,
+    exchange: Exchange | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
 
     ``sliding_window`` counts the token itself, as in transformers; ``softcap`` is Gemma 2's. ``key_index``, int64 [Tk],
     gathers the keys and values that ``cu_seq_lens_k`` bounds, where samples share a prefix (train/batch.py); its
-    backward adds up what the samples ask of the prefix. Raises InternalError without the samples' bounds, because
-    attention over a whole row would mix samples.
+    backward adds up what the samples ask of the prefix. ``exchange``: T is a slice of the row that the bounds and
+    ``key_index`` are of; the rest comes from the ranks that hold it. Raises InternalError without the samples' bounds,
+    because attention over a whole row would mix samples.
     """
     if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
         raise InternalError(
@@ -106,6 +109,8 @@ def packed_attention(
         )
     if attention_mask is not None or dropout or query.shape[0] != 1:
         raise InternalError("packed attention takes one flat row, no mask and no dropout")
+    if exchange is not None:
+        query, key, value = exchange.to_heads(query, key, value)
     if key_index is not None:
         # In backward an index_add, whose order is fixed on a CPU, and on CUDA under use_deterministic_algorithms.
         key, value = key.index_select(2, key_index), value.index_select(2, key_index)
@@ -124,6 +129,8 @@ def packed_attention(
         enable_gqa=query.shape[1] != key.shape[1],
         soft_cap=softcap,
     )
+    if exchange is not None:
+        out_THD = exchange.to_tokens(out_THD)
     return out_THD[None], None
 
 

@@ -6,7 +6,7 @@ takes, ``choice`` which stage, recomputation and micro-batch to take, ``answer``
 
 from train.plan.answer import Corpus, Plan, plan
 from train.plan.choice import is_open
-from train.plan.memory import GIB, Memory, accumulation_steps, number
+from train.plan.memory import GIB, Memory, accumulation_steps, number, readers
 from train.plan.model_config import read_model_config
 from train.plan.settle import corpus_of, settle
 
@@ -21,5 +21,6 @@ __all__ = [
     "number",
     "plan",
     "read_model_config",
+    "readers",
     "settle",
 ]

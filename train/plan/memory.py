@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from conf.errors import InternalError
+from conf.errors import ConfigError, InternalError
 from conf.schema import BatchConfig, FullTuning, LoraTuning, RunConfig
 from train.adapters import adapted_linears, frozen_size, new_elements, virtual_tokens, whole_elements
 from train.parameters import Shape
@@ -90,6 +90,17 @@ def number(setting: int | Literal["auto"]) -> int:
     if isinstance(setting, str):
         raise InternalError("a setting is still auto where its value is needed; train.plan.settle comes first")
     return setting
+
+
+def readers(world: int, sequence_parallel: int) -> int:
+    """Groups of ``sequence_parallel`` ranks, each of which has its own rows. ConfigError if they are not whole."""
+    if world % sequence_parallel:
+        fitting = ", ".join(str(size) for size in range(1, world + 1) if world % size == 0)
+        raise ConfigError(
+            f"compute.sequence_parallel: {sequence_parallel} was asked for on {world} ranks, which do not make whole "
+            f"groups of {sequence_parallel}; {fitting} works"
+        )
+    return world // sequence_parallel
 
 
 def accumulation_steps(batch: BatchConfig, world: int) -> int:
