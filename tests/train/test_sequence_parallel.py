@@ -1,0 +1,147 @@
+"""Slices of a row: nothing lost, nothing twice; and the exchange of slices for heads, forward and backward."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conf.errors import ConfigError, InternalError
+from data_prep.interop import IGNORE
+from data_prep.stream import PackedRow
+from tests.distributed import run_distributed
+from tests.train.rows import CPU, PAD, fake_split
+from train.attention import choose
+from train.attention.exchange import Exchange
+from train.batch import Batch, collate
+from train.distributed import Ranks
+from train.models import family
+from train.sequence_parallel import in_teams, share, sliced
+
+PREFIXES = ((5, 6, 7, 8, 9, 10), (5, 6, 11))
+
+
+def whole_row(rows: int, seed: int, shared: bool, layout: Any = "flat") -> Batch:
+    split = fake_split(rows, seed, prefixes=PREFIXES if shared else ())
+    packed = PackedRow(tuple((0, row) for row in range(rows)), share_prefix=shared)
+    return collate([packed] if rows else [], [split], layout=layout, pad_id=PAD, device=CPU)
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows=st.integers(0, 7), seed=st.integers(0, 9), shared=st.booleans(), count=st.integers(2, 9))
+def test_slices_are_the_row(rows: int, seed: int, shared: bool, count: int) -> None:
+    """Put together they are the row and less than one more token per slice, which predicts nothing."""
+    batch = whole_row(rows, seed, shared)
+    tokens = batch.input_ids.shape[1]
+    parts = [sliced(batch, index, count) for index in range(count)]
+    assert {part.input_ids.shape[1] for part in parts} == {math.ceil(tokens / count)}
+    for name in ("input_ids", "position_ids", "next_labels"):
+        joined = torch.cat([getattr(part, name) for part in parts], dim=1)
+        assert joined[:, :tokens].equal(getattr(batch, name)), name
+        assert set(joined[0, tokens:].tolist()) <= {IGNORE if name == "next_labels" else 0}
+    assert [part.targets for part in parts] == [int((part.next_labels != IGNORE).sum()) for part in parts]
+    assert sum(part.targets for part in parts) == batch.targets
+    assert tuple(uid for part in parts for uid in part.uids) == batch.uids
+    assert sum(part.tokens for part in parts) == batch.tokens
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows=st.integers(0, 7), seed=st.integers(0, 9), shared=st.booleans(), count=st.integers(2, 9))
+def test_attention_sees_the_same_bounds_on_every_slice(rows: int, seed: int, shared: bool, count: int) -> None:
+    """Those of the whole row, and one segment more for what fills it up."""
+    batch = whole_row(rows, seed, shared)
+    tokens = batch.input_ids.shape[1]
+    filling = -tokens % count
+    assert batch.segments is not None
+    for part in (sliced(batch, index, count) for index in range(count)):
+        assert part.segments is not None
+        assert part.segments.tolist() == batch.segments.tolist() + [tokens + filling] * (filling > 0)
+        assert part.segments.dtype == torch.int32
+        lengths = part.segments.diff()
+        assert part.longest == int(lengths.max())
+        if batch.keys is None:
+            assert part.keys is None
+            continue
+        assert part.keys is not None
+        end = len(batch.keys.index)
+        assert part.keys.index.tolist() == [*batch.keys.index.tolist(), *range(tokens, tokens + filling)]
+        assert part.keys.segments.tolist() == batch.keys.segments.tolist() + [end + filling] * (filling > 0)
+        assert part.keys.longest == int(part.keys.segments.diff().max())
+
+
+def test_padded_rows_are_not_sliced() -> None:
+    with pytest.raises(InternalError, match=r"needs data\.pack=exact"):
+        sliced(whole_row(3, 0, False, layout="padded"), 0, 2)
+
+
+def test_a_rank_alone_takes_the_whole_batch() -> None:
+    batch = whole_row(3, 0, False)
+    assert share(batch, in_teams(Ranks(), 1)) is batch
+
+
+def test_teams_that_do_not_come_out_even_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sequence_parallel: 4 was asked for on 6 ranks.*; 1, 2, 3, 6 works"):
+        in_teams(Ranks(world=6), 4)
+
+
+def test_a_backend_that_cannot_fetch_the_row_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sdpa cannot attend over a row that is sliced.*attention=packed"):
+        choose("sdpa", family=family("llama"), pack="exact", dtype=torch.float32, device=CPU, slices=2)
+    found = choose("auto", family=family("llama"), pack="exact", dtype=torch.float32, device=CPU, slices=2)
+    assert found.name == "packed"
+
+
+HEADS = [(4, 4), (4, 2), (4, 1), (8, 2), (12, 6), (12, 3)]
+"""Query and key heads. On 4 ranks: as many key heads, fewer, one; 6 and 3, which 4 does not divide."""
+SLICE, SIZE = 3, 5
+
+
+def exchanges(ranks: Ranks) -> dict[str, tuple[int, int]]:
+    """Team of every rank, as (reader, slice); and the exchange against the same cut out of whole rows."""
+    teams = in_teams(ranks, 2)
+    together = in_teams(ranks, ranks.world)
+    assert together.team is not None
+    exchange = Exchange(together.team, ranks.world)
+    for query_heads, key_heads in HEADS:
+        check_exchange(exchange, ranks, query_heads, key_heads)
+    return {"of 2": (teams.reader, teams.slice), "of all": (together.reader, together.slice)}
+
+
+def check_exchange(exchange: Exchange, ranks: Ranks, query_heads: int, key_heads: int) -> None:
+    generator = torch.Generator().manual_seed(query_heads * 100 + key_heads)
+    tokens = SLICE * ranks.world
+    whole = [torch.randn(1, n, tokens, SIZE, generator=generator) for n in (query_heads, key_heads, key_heads)]
+    mine = slice(ranks.rank * SLICE, (ranks.rank + 1) * SLICE)
+    own = [each[:, :, mine].clone().requires_grad_() for each in whole]
+    rows = exchange.to_heads(*own)
+    each_rank, groups = query_heads // ranks.world, query_heads // key_heads
+    for place, head in enumerate(range(ranks.rank * each_rank, (ranks.rank + 1) * each_rank)):
+        assert rows[0][0, place].equal(whole[0][0, head])
+        # attention gives query head i of a rank its key head i // (query heads / key heads), both as they came
+        key_place = place // (rows[0].shape[1] // rows[1].shape[1])
+        assert rows[1][0, key_place].equal(whole[1][0, head // groups])
+        assert rows[2][0, key_place].equal(whole[2][0, head // groups])
+    back = exchange.to_tokens(rows[0][0].transpose(0, 1))
+    assert back.equal(whole[0][0, :, mine].transpose(0, 1))
+    # What a rank's slice gets back is the sum of what all ranks ask of it: rank r asks r + 1 of every value.
+    sum(each.sum() * (ranks.rank + 1) for each in rows).backward()  # type: ignore[union-attr]
+    asked = torch.arange(1, ranks.world + 1).repeat_interleave(each_rank)
+    assert own[0].grad is not None
+    assert own[0].grad[0, :, 0, 0].tolist() == asked.tolist()
+    keys_of_rank = math.lcm(key_heads, ranks.world) // ranks.world
+    wanted = torch.zeros(key_heads)
+    for rank, place in itertools.product(range(ranks.world), range(keys_of_rank)):
+        wanted[(rank * keys_of_rank + place) * key_heads // (keys_of_rank * ranks.world)] += rank + 1
+    assert own[1].grad is not None
+    assert own[1].grad[0, :, 0, 0].tolist() == wanted.tolist()
+
+
+def test_the_exchange_and_its_gradient() -> None:
+    found = run_distributed(exchanges, 4)
+    assert [each["of 2"] for each in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [each["of all"] for each in found] == [(0, 0), (0, 1), (0, 2), (0, 3)]
