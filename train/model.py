@@ -21,7 +21,7 @@ from train.attention import Attention, choose
 from train.base import base_folder, base_hash, check_complete, once
 from train.distributed import Ranks
 from train.models import Family, family
-from train.plan import number
+from train.plan import check_heads, number
 from train.quantize import quantized
 from train.recompute import set_recompute
 
@@ -73,6 +73,7 @@ def build(
     )
     quantization = quantized(cfg.tuning, dtype=dtype, device=ranks.device)
     _check_fits(config, kind, cfg, folder, vocab_size)
+    check_heads(config.num_attention_heads, cfg.compute.sequence_parallel)
     notes = _for_training(config, kind, cfg)
     with init_context:
         model = _load(folder, config, attention.implementation, dtype, quantization)
@@ -97,7 +98,7 @@ def _read_config(folder: Path) -> Any:
 
 
 def _check_fits(config: Any, kind: Family, cfg: RunConfig, folder: Path, vocab_size: int) -> None:
-    """Raise ConfigError for a tokenizer, a sequence length or a slicing that the model is not made for."""
+    """Raise ConfigError for a tokenizer or a sequence length that the model has no embeddings or no sight for."""
     problems = []
     if config.vocab_size < vocab_size:
         problems.append(
@@ -118,13 +119,6 @@ def _check_fits(config: Any, kind: Family, cfg: RunConfig, folder: Path, vocab_s
             f"tuning.method: prefix stands before the sample, and this model sees {window} tokens back, less than "
             f"data.seq_len={cfg.data.seq_len} beside tuning.virtual_tokens={virtual}; data.seq_len={window - virtual} "
             "or another method works"
-        )
-    heads, slices = config.num_attention_heads, cfg.compute.sequence_parallel
-    if heads % slices:
-        fitting = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
-        problems.append(
-            f"compute.sequence_parallel: {slices} was asked for a model of {heads} query heads, which so many ranks "
-            f"cannot share out evenly; {fitting} works"
         )
     stretched = _stretched_from(config)
     shared = cfg.data.pack == "exact" or number(cfg.batch.micro_size) > 1

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from conf.errors import InternalError
 from data_prep.interop import IGNORE
-from train.attention.exchange import Exchange
+from train.attention.exchange import over
 from train.batch import Batch, Keys
 from train.distributed import GROUP_TIMEOUT, Ranks
 from train.plan import readers
@@ -38,8 +38,7 @@ def share(batch: Batch, ranks: Ranks) -> Batch:
     """This rank's slice of ``batch``, which its whole team has collated; without teams the batch itself."""
     if ranks.team is None:
         return batch
-    own = sliced(batch, ranks.slice, ranks.slices)
-    return replace(own, exchange=Exchange(ranks.team, ranks.slices))
+    return replace(sliced(batch, ranks.slice, ranks.slices), exchange=over(ranks.team, ranks.slices))
 
 
 def sliced(batch: Batch, index: int, count: int) -> Batch:

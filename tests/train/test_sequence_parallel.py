@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,12 +17,17 @@ from conf.errors import ConfigError, InternalError
 from data_prep.interop import IGNORE
 from data_prep.stream import PackedRow
 from tests.distributed import run_distributed
-from tests.train.rows import CPU, PAD, fake_split
+from tests.tiny import tiny_config
+from tests.train.rows import CPU, PAD, fake_split, packed_model
 from train.attention import choose
-from train.attention.exchange import Exchange
+from train.attention.exchange import Exchange, over
 from train.batch import Batch, collate
 from train.distributed import Ranks
+from train.loss import token_nll_sum
 from train.models import family
+from train.parameters import shape_of
+from train.plan.communication import exchanged
+from train.recompute import set_recompute
 from train.sequence_parallel import in_teams, share, sliced
 
 PREFIXES = ((5, 6, 7, 8, 9, 10), (5, 6, 11))
@@ -106,7 +113,7 @@ def exchanges(ranks: Ranks) -> dict[str, tuple[int, int]]:
     teams = in_teams(ranks, 2)
     together = in_teams(ranks, ranks.world)
     assert together.team is not None
-    exchange = Exchange(together.team, ranks.world)
+    exchange = over(together.team, ranks.world)
     for query_heads, key_heads in HEADS:
         check_exchange(exchange, ranks, query_heads, key_heads)
     return {"of 2": (teams.reader, teams.slice), "of all": (together.reader, together.slice)}
@@ -145,3 +152,23 @@ def test_the_exchange_and_its_gradient() -> None:
     found = run_distributed(exchanges, 4)
     assert [each["of 2"] for each in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert [each["of all"] for each in found] == [(0, 0), (0, 1), (0, 2), (0, 3)]
+
+
+def moved(ranks: Ranks, recompute: str) -> tuple[float, float]:
+    """Bytes that one rank handed to the all-to-alls of a micro-batch, and what the plan says."""
+    ranks = in_teams(ranks, 2)
+    model, _ = packed_model("llama")
+    blocks = set_recompute(model, recompute, block_class="LlamaDecoderLayer")
+    part = share(whole_row(7, 0, True), ranks)
+    with mock.patch.object(dist, "all_to_all_single", wraps=dist.all_to_all_single) as exchanging:
+        token_nll_sum(model, part, targets_only=True).backward()  # type: ignore[no-untyped-call]
+    seen = sum(call.args[1].nbytes for call in exchanging.call_args_list)
+    config = tiny_config("llama")
+    tokens, again = part.input_ids.shape[1], blocks / config["num_hidden_layers"]
+    return seen, exchanged(config, shape_of(config), tokens=tokens, slices=2, element=4, recomputed=again)
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_the_plan_knows_what_is_exchanged(recompute: str) -> None:
+    for seen, planned in run_distributed(moved, 2, recompute):
+        assert seen == planned > 0

@@ -14,35 +14,38 @@ keys and values together that one rank attends with.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from train.plan.activations import key_repeats
+
 
 @dataclass(frozen=True)
 class Exchange:
-    """What the ranks of one group do around attention. Both methods are collective and have a backward pass."""
+    """What the ranks that share a row do around attention. Both methods are collective and have a backward pass."""
 
-    group: dist.ProcessGroup
     size: int
     """P. Divides the query heads (train/model.py checks)."""
+    all_to_all: Callable[[torch.Tensor], torch.Tensor]
+    """Entry p of the first dimension goes to rank p, whose entry for this rank comes back in its place."""
 
     def to_heads(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Query [1, H, t, D], key and value [1, K, t, D] of this slice -> the whole row's, [1, H / P, T, D] and so on.
 
-        Where P does not divide the key heads, each is sent ``lcm(K, P) / K`` times: the least that gives every rank the
-        key heads of its query heads, in the grouping that attention expects.
+        Where P does not divide the key heads, each is sent several times (train/plan/activations.py), which gives every
+        rank the key heads of its query heads, in the grouping that attention expects.
         """
-        repeats = math.lcm(key.shape[1], self.size) // key.shape[1]
+        repeats = key_repeats(key.shape[1], self.size)
         if repeats > 1:
             key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
         parts = [self._by_rank(each) for each in (query, key, value)]
-        row_TnD = _all_to_all(torch.cat(parts, dim=2), self.group).flatten(0, 1)
+        row_TnD = self.all_to_all(torch.cat(parts, dim=2)).flatten(0, 1)
         q_TnD, k_TnD, v_TnD = torch.split(row_TnD, [each.shape[2] for each in parts], dim=1)
         return q_TnD.transpose(0, 1)[None], k_TnD.transpose(0, 1)[None], v_TnD.transpose(0, 1)[None]
 
@@ -52,14 +55,13 @@ class Exchange:
 
     def to_tokens(self, out_THD: torch.Tensor) -> torch.Tensor:
         """The whole row under this rank's heads, [T, H / P, D] -> this slice under all heads, [t, H, D]."""
-        out_PtHD = _all_to_all(out_THD.reshape(self.size, -1, *out_THD.shape[1:]), self.group)
+        out_PtHD = self.all_to_all(out_THD.reshape(self.size, -1, *out_THD.shape[1:]))
         return out_PtHD.transpose(0, 1).flatten(1, 2)
 
 
-def _all_to_all(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """Entry p of the first dimension goes to rank p, whose entry for this rank comes back in its place."""
-    out: torch.Tensor = _AllToAll.apply(x, group)  # type: ignore[no-untyped-call]
-    return out
+def over(group: dist.ProcessGroup, size: int) -> Exchange:
+    """The exchange of the ``size`` ranks of ``group``."""
+    return Exchange(size, lambda x: _AllToAll.apply(x, group))  # type: ignore[no-untyped-call]
 
 
 class _AllToAll(torch.autograd.Function):
@@ -75,4 +77,4 @@ class _AllToAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        return _all_to_all(gradients[0], ctx.group), None
+        return _AllToAll.apply(gradients[0], ctx.group), None  # type: ignore[no-untyped-call]
