@@ -17,10 +17,12 @@ from conf.errors import ConfigError, InternalError
 from data_prep.interop import IGNORE
 from data_prep.stream import PackedRow
 from tests.distributed import run_distributed
-from tests.tiny import tiny_config
+from tests.tiny import PACKING_FAMILIES, tiny_config
 from tests.train.rows import CPU, PAD, fake_split, packed_model
+from tests.train.test_shared_prefix import exact_nll, in_float64
 from train.attention import choose
 from train.attention.exchange import Exchange, over
+from train.attention.packed import packed_attention
 from train.batch import Batch, collate
 from train.distributed import Ranks
 from train.loss import token_nll_sum
@@ -154,6 +156,30 @@ def test_the_exchange_and_its_gradient() -> None:
     assert [each["of all"] for each in found] == [(0, 0), (0, 1), (0, 2), (0, 3)]
 
 
+def distances(ranks: Ranks) -> dict[str, float]:
+    """Gradients of a row that two ranks share, against the whole row's, by family; norm of the difference over it."""
+    ranks, found = in_teams(ranks, 2), {}
+    for kind in PACKING_FAMILIES:
+        model = in_float64(packed_model(kind)[0])
+        for part in (whole_row(7, 0, True), share(whole_row(7, 0, True), ranks)):
+            exact_nll(model, part).backward()
+            gradients = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
+            if part.exchange is None:
+                whole = gradients
+                model.zero_grad()
+        dist.all_reduce(gradients)
+        found[kind] = float((gradients - whole).norm() / whole.norm())
+    return found
+
+
+def test_what_is_left_of_a_difference_is_rounding() -> None:
+    """In float64, with slices that end inside a shared prefix or a sample; norms in float64 too."""
+    (found, _) = run_distributed(distances, 2)
+    print(f"worst: {max(found.values()):.1e}")
+    assert max(found.values()) <= 1e-10, found
+    assert len(found) == len(PACKING_FAMILIES)
+
+
 def moved(ranks: Ranks, recompute: str) -> tuple[float, float]:
     """Bytes that one rank handed to the all-to-alls of a micro-batch, and what the plan says."""
     ranks = in_teams(ranks, 2)
@@ -172,3 +198,29 @@ def moved(ranks: Ranks, recompute: str) -> tuple[float, float]:
 def test_the_plan_knows_what_is_exchanged(recompute: str) -> None:
     for seen, planned in run_distributed(moved, 2, recompute):
         assert seen == planned > 0
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+        ),
+    ],
+)
+def test_kernels_take_tensors_in_the_order_in_which_they_arrive(device: str) -> None:
+    """An exchange of one rank with itself changes nothing but strides: same values, same gradients."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    generator = torch.Generator().manual_seed(0)
+    whole = [torch.randn(1, heads, 21, 32, generator=generator).to(device, dtype) for heads in (4, 2, 2)]
+    bounds = torch.tensor([0, 5, 6, 21], dtype=torch.int32, device=device)
+    lengths: dict[str, Any] = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 15, "max_length_k": 15}
+    found = []
+    for exchange in (None, Exchange(1, torch.clone)):
+        own = [each.clone().requires_grad_() for each in whole]
+        out, _ = packed_attention(torch.nn.Module(), *own, None, **lengths, exchange=exchange)
+        found.append([out, *torch.autograd.grad(out.square().sum(), own)])
+    for plain, ordered in zip(*found, strict=True):
+        assert plain.equal(ordered)
