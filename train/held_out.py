@@ -49,9 +49,10 @@ def held_out_loss(
 ) -> HeldOut:
     """Loss on ``max_rows`` rows (0: all) spread evenly over ``split``. Collective.
 
-    Rows are packed as in training and dealt to the ranks in micro-batches. Every rank makes the same number of
-    forward passes, the last ones perhaps on empty rows, because a ZeRO-3 forward pass is collective. The result does
-    not depend on the number of ranks: samples are isolated from one another and sums are exact up to rounding.
+    Rows are packed, dealt to the ranks in micro-batches and sliced over those that share them, as in training. Every
+    rank makes the same number of forward passes, the last ones perhaps on empty rows, because a ZeRO-3 forward pass is
+    collective. The result does not depend on the number of ranks: samples are isolated from one another and sums are
+    exact up to rounding.
     """
     chosen = evenly_spaced(split.rows, max_rows)
     packed = pack_in_order(split, chosen, 0 if attention.layout == "padded" else seq_len)

@@ -97,8 +97,8 @@ def readers(world: int, sequence_parallel: int) -> int:
     if world % sequence_parallel:
         fitting = ", ".join(str(size) for size in range(1, world + 1) if world % size == 0)
         raise ConfigError(
-            f"compute.sequence_parallel: {sequence_parallel} was asked for on {world} ranks, which do not make whole "
-            f"groups of {sequence_parallel}; {fitting} works"
+            f"compute.sequence_parallel: {sequence_parallel} was asked for on {world} rank{'s' if world > 1 else ''}, "
+            f"not whole groups of {sequence_parallel}; {fitting} works"
         )
     return world // sequence_parallel
 
