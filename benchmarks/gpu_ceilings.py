@@ -46,9 +46,11 @@ def product(rows: int, inner: int, columns: int, dtype: torch.dtype, device: str
 
 def attention(lengths: list[int], dtype: torch.dtype, device: str) -> float:
     """Through the function that training calls; FLOPs of visible pairs alone, forward 4 and backward 10 per pair."""
-    from train.attention.packed import packed_attention
+    from train.attention.packed import packed_attention, require
+    from train.models import family
 
     heads, key_heads, width = (LLAMA_1B[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    require(family("llama"), pack="exact", dtype=dtype, device=torch.device(device))
     bounds = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
     q, k, v = (
         torch.randn(1, count, sum(lengths), width, dtype=dtype, device=device, requires_grad=True)

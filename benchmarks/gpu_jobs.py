@@ -70,7 +70,7 @@ JOBS: dict[str, Job] = {
     "1b-trl": Job("1b", variants=("trl",)),
     "1b-trl-packed": Job("1b", variants=("trl-packed",)),
     "1b-documents": Job("1b", corpus="documents", overrides=("compute.kernels=compile",), rows=8, micro=1),
-    "8b-lora": Job("8b", overrides=("tuning=lora", "compute.kernels=compile"), rows=16, micro=2),
+    "8b-lora": Job("8b", overrides=("tuning=lora", "compute.kernels=compile"), rows=16, micro=4),
     "8b-lora-recompute": Job("8b", overrides=("tuning=lora", "model.recompute=full"), rows=16, micro=8),
 }
 """In the order of their worth, because time on a GPU ends."""

@@ -2,7 +2,7 @@
 
 The parts of a run are built once, as ``python -m train`` builds them; the variants take turns of a few updates each, A
 B C A B C, over the same plan. FOLDER/results/JOB.json gets, for every timed update, its seconds, its loss and what it
-computed. The device is waited for at the end of each update.
+computed, FOLDER/profiles/JOB.txt the kernels of one more. The device is waited for at the end of each update.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ def main(name: str, folder: Path, device: str) -> None:
             reset_peak(device)
             found[variant] += [next(turn) for _ in range(TURN)]
             peaks[variant] = peak_gib(device)
+    if "corral" in turns:
+        profile(turns["corral"], folder, name, device)
     result = {
         "versions": versions(device),
         "first_step_s": first,
@@ -208,6 +210,20 @@ def bare(run: Any) -> Iterator[tuple[Any, float]]:
             total += sums.nll
         run.engine.step(run.cfg.optim.lr)
         yield plan, float(total) / plan.targets
+
+
+def profile(turn: Iterator[Update], folder: Path, name: str, device: str) -> None:
+    """Where the time of one update goes, kernel by kernel: FOLDER/profiles/NAME.txt."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as watch
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    with watch(activities=activities) as watched:
+        next(turn)
+    order = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    (folder / "profiles").mkdir(exist_ok=True)
+    table = watched.key_averages().table(sort_by=order, row_limit=60, max_name_column_width=90)
+    (folder / "profiles" / f"{name}.txt").write_text(table)
 
 
 def planned_gib(run: Any) -> float:

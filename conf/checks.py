@@ -38,6 +38,7 @@ def cross_checks(cfg: RunConfig) -> list[Finding]:
         _zero,
         _attention,
         _sharing,
+        _sequence_parallel,
         _virtual_tokens,
         _adapters,
         _stop,
@@ -133,6 +134,31 @@ def _sharing(cfg: RunConfig) -> Iterator[Finding]:
             ("data.share_prefix", "tuning.dropout"),
             f"tuning.dropout: {dropout} would drop the same values for every sample that shares a prefix "
             "(data.share_prefix=true); use tuning.dropout=0, or data.share_prefix=false",
+        )
+
+
+def _sequence_parallel(cfg: RunConfig) -> Iterator[Finding]:
+    """Slices of a row meet in attention only, and only one backend fetches the rest of the row there."""
+    key, size, method = "compute.sequence_parallel", cfg.compute.sequence_parallel, cfg.tuning.method
+    if size == 1:
+        return
+    if method in ("prompt", "prefix"):
+        yield Finding(
+            (key, "tuning.method"),
+            f"{key}: {size} slices rows of samples laid end to end, and tuning={method} needs each sample in a padded "
+            f"row of its own; use another method, or {key}=1",
+        )
+    elif cfg.data.pack != "exact":
+        yield Finding(
+            (key, "data.pack"),
+            f"{key}: {size} slices rows of samples laid end to end, and data.pack={cfg.data.pack} pads each sample to "
+            f"a row of its own; use data.pack=exact, or {key}=1",
+        )
+    if cfg.attention.backend not in ("auto", "packed", "sdpa"):  # sdpa has its own finding
+        yield Finding(
+            (key, "attention.backend"),
+            f"attention.backend: {cfg.attention.backend} attends to the tokens it is given, and {key}={size} gives "
+            f"each rank a slice of the row; use attention=packed, or {key}=1",
         )
 
 
@@ -243,6 +269,13 @@ def _kernels(cfg: RunConfig) -> Iterator[Finding]:
             ("compute.kernels", "zero.stage"),
             f"compute.kernels: compile was asked for with zero={cfg.zero.stage}, and stage 3 gathers weights inside "
             "the blocks, where nothing can be compiled; compute.kernels=liger or zero=2 works",
+        )
+    if cfg.compute.kernels == "compile" and cfg.compute.sequence_parallel > 1:
+        yield Finding(
+            ("compute.kernels", "compute.sequence_parallel"),
+            "compute.kernels: compile was asked for with compute.sequence_parallel="
+            f"{cfg.compute.sequence_parallel}, whose exchange between ranks cannot be compiled; compute.kernels=liger "
+            "works",
         )
 
 

@@ -183,6 +183,9 @@ class ComputeConfig:
     """Bitwise repeatable kernels; slower."""
     threads: Count = 0
     """CPU threads per process; 0: cores / processes on the machine."""
+    sequence_parallel: Positive = 1
+    """Consecutive ranks that share every row, each on its slice of the tokens and, inside attention, its share of the
+    heads: for documents longer than one GPU holds. Divides the ranks and the model's query heads. 1: none."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from conf.errors import CorralError, InternalError
 from conf.schema import RunConfig
 from launch.torchrun import child_environment
-from train.plan import GIB, Memory, Plan, corpus_of, is_open, plan, read_model_config, settle
+from train.plan import GIB, Memory, Plan, corpus_of, is_open, plan, read_model_config, settle, slice_tokens
 
 COLUMNS = ("weights", "grads", "optim", "gather", "activ", "logits", "rest", "total", "fits")
 WIDTH = 80
@@ -78,7 +78,7 @@ def table(answer: Answer) -> str:
     head = [
         f"{cfg.name}: {model}, {cfg.model.dtype}",
         f"{machines}, recompute {found.recompute}, offload {cfg.zero.offload}",
-        f"per step {rows_per_step}: {found.micro_batches} micro-batches of {batch.micro_size} per process",
+        f"per step {rows_per_step}: {found.micro_batches} micro-batches of {batch.micro_size} per {reader(cfg)}",
         *([chosen] if answer.was_open else []),
         "",
         f"{unit_of(found)[0]} per process at its peak; grads with fp32 accumulation",
@@ -90,6 +90,12 @@ def table(answer: Answer) -> str:
         _memory_row(found, name, memory, name == found.recompute) for name, memory in found.recomputations.items()
     ]
     return "\n".join([*head, *rows, "", *other, "", *_verdict(found), "", *beside(found), "", *_time(cfg, found)])
+
+
+def reader(cfg: RunConfig) -> str:
+    """Who works on a micro-batch."""
+    slices = cfg.compute.sequence_parallel
+    return "process" if slices == 1 else f"{slices} processes"
 
 
 def beside(found: Plan) -> list[str]:
@@ -112,7 +118,7 @@ def _time(cfg: RunConfig, found: Plan) -> list[str]:
     moved = ", ".join(f"{name} {value:g}" for name, value in found.traffic.gib().items() if value)
     lines.append(f"communication, GiB per process and step: {moved or 'none'}")
     if found.stage == 3 and found.world > cfg.cluster.gpus_per_node:
-        tokens = found.micro_size * cfg.data.seq_len
+        tokens = slice_tokens(cfg, found.micro_size * cfg.data.seq_len)
         verdict = "hides under compute" if tokens >= found.hiding_tokens else "does not hide"
         lines.append(f"  ZeRO-3 hides above {found.hiding_tokens:,.0f} tokens per micro-batch; {tokens:,}: {verdict}")
     lines.append(

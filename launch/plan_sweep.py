@@ -12,7 +12,7 @@ from typing import Any
 from conf.compose import config_from_argv
 from conf.errors import ConfigError, CorralError, Unavailable
 from launch.plan import Answer, planned, with_nodes
-from train.plan import GIB
+from train.plan import GIB, slice_tokens
 
 SHORT = {"nodes": "cluster.nodes", "gpus_per_node": "cluster.gpus_per_node"}
 HEAD = ("GPUs", "zero", "recomp", "micro", "GiB", "fits", "Mtok/s", "hours", "hidden", "good")
@@ -58,7 +58,7 @@ def _line(point: Point) -> str:
     hours = f"{sum(found.hours) / 2:.1f}" if found.hours else "-"
     hides = "-"
     if found.stage == 3 and cfg.cluster.nodes > 1:
-        hides = "yes" if found.micro_size * cfg.data.seq_len >= found.hiding_tokens else "no"
+        hides = "yes" if slice_tokens(cfg, found.micro_size * cfg.data.seq_len) >= found.hiding_tokens else "no"
     fits = "yes" if found.fits(found.chosen) else "no"
     cells = (found.world, found.stage, found.recompute[:6], found.micro_size, f"{found.chosen.device / GIB:.1f}", fits)
     return f"{point.value:>8}" + "".join(f"{cell:>7}" for cell in (*cells, fast, hours, hides, f"{found.goodput:.1%}"))

@@ -80,6 +80,7 @@ def assemble(cfg: RunConfig, run_dir: Path, ranks: Ranks, attempt: int, corpus: 
         optim=cfg.optim,
         batch=cfg.batch,
         world=ranks.world,
+        slices=ranks.slices,
         on_cpu=ranks.device.type == "cpu",
     )
     built = build(

@@ -3,7 +3,7 @@
 Shape suffixes: T tokens of all rows of a flat micro-batch, B rows, L longest row of a padded one, S segments,
 K gathered keys.
 Labels are aligned with the inputs (``labels[i]`` is the token at i); -100 marks what is not supervised and the first
-token of every sample, so that nothing is ever predicted across a boundary. ``loss`` does the shift.
+token of every sample, so that nothing is ever predicted across a boundary. ``next_labels`` are shifted.
 
 A row whose samples share a prefix holds it once, as a segment of its own before the first of them:
 
@@ -21,11 +21,13 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from conf.errors import InternalError
 from data_prep.interop import IGNORE, labels_of
 from data_prep.shards import Split
 from data_prep.stream import PackedRow
+from train.attention.exchange import Exchange
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Batch:
     input_ids: torch.Tensor
     """int64, [1, T] flat or [B, L] padded."""
     labels: torch.Tensor
-    """int64, same shape; -100 where nothing is learnt."""
+    """int64, same shape; -100 where nothing is learnt. A slice of a row has one more: of the token after it."""
     position_ids: torch.Tensor
     """int64, same shape; restart at 0 in every sample."""
     attention_mask: torch.Tensor | None
@@ -51,11 +53,19 @@ class Batch:
     """What the segments attend to, where that is not just themselves."""
     predicted: Predicted | None = None
     """Flat layout only: where the head is asked. Found here, on the host: asking a GPU would make it wait."""
+    exchange: Exchange | None = None
+    """The batch is a slice of a row, and the segments are the whole row's: attention gets it from the other ranks."""
 
     def __post_init__(self) -> None:
         if self.segments is not None and self.attention_mask is not None:
             # Even one of all ones: transformers then forgets that position ids restart, and samples see one another.
             raise InternalError("a packed row with an attention mask would mix its samples; give the bounds alone")
+
+    @property
+    def next_labels(self) -> torch.Tensor:
+        """int64, the shape of ``input_ids``: what each position predicts, -100 where nothing."""
+        missing = self.input_ids.shape[1] + 1 - self.labels.shape[1]
+        return functional.pad(self.labels[:, 1:], (0, missing), value=IGNORE)
 
 
 @dataclass(frozen=True)
@@ -241,4 +251,5 @@ def forward_kwargs(batch: Batch) -> dict[str, Any]:
             "max_length_k": batch.longest if keys is None else keys.longest,
         }
         kwargs |= {} if keys is None else {"key_index": keys.index}
+        kwargs |= {} if batch.exchange is None else {"exchange": batch.exchange}
     return kwargs

@@ -23,10 +23,28 @@ class Ranks:
     local_rank: int = 0
     local_world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    slices: int = 1
+    """Consecutive ranks that work on the same rows, each on its slice of them (train/sequence_parallel.py)."""
+    team: dist.ProcessGroup | None = None
+    """These ranks; None: every rank works on rows of its own."""
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def reader(self) -> int:
+        """Which share of the rows this rank works on, of ``readers``."""
+        return self.rank // self.slices
+
+    @property
+    def readers(self) -> int:
+        return self.world // self.slices
+
+    @property
+    def slice(self) -> int:
+        """Which slice of its rows, of ``slices``."""
+        return self.rank % self.slices
 
     def barrier(self) -> None:
         if self.world > 1:

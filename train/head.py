@@ -7,7 +7,7 @@ cross-entropy is there as soon as its softmax is). Nothing is computed twice, an
 The head module itself is called, with another forward for the time being, so that whatever hangs on it still happens:
 ZeRO-3's hooks, which gather its weight for it.
 
-Shape suffixes: N positions, C positions of a chunk, H hidden width, V vocabulary.
+Shape suffixes: T positions of the row, N of them with targets, C of these in a chunk, H hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -40,14 +40,16 @@ def plain_head(model: nn.Module) -> nn.Linear | None:
 
 
 @contextmanager
-def losses_for_logits(head: nn.Linear, labels_N: torch.Tensor, loss: LossConfig) -> Iterator[None]:
-    """Inside it, ``head`` called with hidden states [1, N, H] returns the two losses, [2], instead of logits.
+def losses_for_logits(
+    head: nn.Linear, places_N: torch.Tensor, labels_N: torch.Tensor, loss: LossConfig
+) -> Iterator[None]:
+    """Inside it, ``head`` called with hidden states [1, T, H] returns the two losses, [2], instead of logits.
 
-    ``labels_N``: the token that each position predicts, int64; all of them count.
+    ``places_N``: positions that predict something, int64, each once; ``labels_N``: the token that each predicts, int64.
     """
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        return torch.stack(head_losses(hidden[0], head.weight, head.bias, labels_N, loss))
+        return torch.stack(head_losses(hidden[0], places_N, head.weight, head.bias, labels_N, loss))
 
     assert "forward" not in vars(head), "someone else replaced the head's forward"
     head.forward = forward  # type: ignore[method-assign, assignment]
@@ -58,15 +60,16 @@ def losses_for_logits(head: nn.Linear, labels_N: torch.Tensor, loss: LossConfig)
 
 
 def head_losses(
-    hidden_NH: torch.Tensor,
+    hidden_TH: torch.Tensor,
+    places_N: torch.Tensor,
     weight_VH: torch.Tensor,
     bias_V: torch.Tensor | None,
     labels_N: torch.Tensor,
     loss: LossConfig,
 ) -> Losses:
-    """The losses of ``train.loss`` over logits hidden @ weight.T + bias, which never exist as a whole."""
+    """The losses of ``train.loss`` over logits hidden[places] @ weight.T + bias, which never exist as a whole."""
     needed = torch.is_grad_enabled()
-    nll, objective = _HeadLosses.apply(hidden_NH, weight_VH, bias_V, labels_N, loss, needed)  # type: ignore[no-untyped-call]
+    nll, objective = _HeadLosses.apply(hidden_TH, weight_VH, bias_V, places_N, labels_N, loss, needed)  # type: ignore[no-untyped-call]
     return nll, objective
 
 
@@ -74,14 +77,16 @@ class _HeadLosses(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        hidden_NH: torch.Tensor,
+        hidden_TH: torch.Tensor,
         weight_VH: torch.Tensor,
         bias_V: torch.Tensor | None,
+        places_N: torch.Tensor,
         labels_N: torch.Tensor,
         loss: LossConfig,
         needed: bool,
     ) -> Losses:
         wants = [needed and want for want in ctx.needs_input_grad[:3]]
+        hidden_NH = hidden_TH.index_select(0, places_N)
         grad_h = torch.empty_like(hidden_NH) if wants[0] else None
         parts_w = _Sum() if wants[1] else None
         parts_b = _Sum() if wants[2] else None
@@ -105,7 +110,8 @@ class _HeadLosses(torch.autograd.Function):
                 parts_b.add(grad_CV.T, torch.ones_like(hidden_CH[:, :1]))
             del grad_CV  # or the next chunk's logits would stand beside it
         ctx.gradients = (grad_h, parts_w and parts_w.total, parts_b and parts_b.total)
-        ctx.dtypes = (hidden_NH.dtype, weight_VH.dtype)
+        ctx.dtype, ctx.rows = weight_VH.dtype, len(hidden_TH)
+        ctx.save_for_backward(places_N)
         ctx.mark_non_differentiable(nll)
         return nll, objective
 
@@ -116,8 +122,10 @@ class _HeadLosses(torch.autograd.Function):
             raise InternalError("the loss was differentiated twice; its gradient was scaled in place the first time")
         gradients, ctx.gradients = ctx.gradients, None
         hidden, weight, bias = (None if each is None else each.mul_(scale) for each in gradients)
-        of_weight = ctx.dtypes[1]
-        return hidden, _as(weight, of_weight), _as(bias, of_weight, flat=True), None, None, None
+        if hidden is not None:
+            # Copied, not added: each place stands once, and atomic sums have no order on a GPU.
+            hidden = hidden.new_zeros(ctx.rows, hidden.shape[1]).index_copy_(0, ctx.saved_tensors[0], hidden)
+        return hidden, _as(weight, ctx.dtype), _as(bias, ctx.dtype, flat=True), None, None, None, None
 
 
 class _Sum:
@@ -149,10 +157,11 @@ def _as(gradient: torch.Tensor | None, dtype: torch.dtype, *, flat: bool = False
 def _losses_of_chunks(kind: str, smoothing: float, z_loss: float, needed: bool) -> ChunkLosses:
     """``chunk_losses`` with its options; on a GPU as a few kernels instead of a dozen, if Triton is there."""
 
-    def losses(logits_CV: torch.Tensor, labels_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return chunk_losses(logits_CV, labels_C, smoothing, z_loss, needed)
-
     fused = kind == "cuda" and importlib.util.find_spec("triton") is not None
+
+    def losses(logits_CV: torch.Tensor, labels_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return chunk_losses(logits_CV, labels_C, smoothing, z_loss, needed, fused)
+
     return torch.compile(losses, dynamic=True) if fused else losses
 
 
@@ -176,7 +185,12 @@ def _traced_losses(logits_CV: torch.Tensor, labels_C: torch.Tensor) -> tuple[tor
 
 
 def chunk_losses(
-    logits_CV: torch.Tensor, labels_C: torch.Tensor, smoothing: float, z_loss: float, needed: bool
+    logits_CV: torch.Tensor,
+    labels_C: torch.Tensor,
+    smoothing: float,
+    z_loss: float,
+    needed: bool,
+    fused: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sums of the two losses, and the gradient of the second by the logits, [C, V] in their dtype (if ``needed``).
 
@@ -200,5 +214,9 @@ def chunk_losses(
         grad_CV.mul_((1 + 2 * z_loss * log_z_C)[:, None])
     if smoothing:
         grad_CV.sub_(smoothing / logits_CV.shape[1])
-    grad_CV[torch.arange(len(labels_C), device=labels_C.device), labels_C] -= 1 - smoothing
+    if fused:  # one more comparison per element, and the gradient is never written in fp32
+        at_target_CV = torch.arange(logits_CV.shape[1], device=labels_C.device) == labels_C[:, None]
+        grad_CV = torch.where(at_target_CV, grad_CV - (1 - smoothing), grad_CV)
+    else:
+        grad_CV[torch.arange(len(labels_C), device=labels_C.device), labels_C] -= 1 - smoothing
     return nll, objective, grad_CV.to(logits_CV.dtype)

@@ -16,6 +16,7 @@ from train.attention import Attention
 from train.batch import collate
 from train.distributed import Ranks
 from train.loss import token_nll_sum
+from train.sequence_parallel import share
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ def held_out_loss(
 ) -> HeldOut:
     """Loss on ``max_rows`` rows (0: all) spread evenly over ``split``. Collective.
 
-    Rows are packed as in training and dealt to the ranks in micro-batches. Every rank makes the same number of
-    forward passes, the last ones perhaps on empty rows, because a ZeRO-3 forward pass is collective. The result does
-    not depend on the number of ranks: samples are isolated from one another and sums are exact up to rounding.
+    Rows are packed, dealt to the ranks in micro-batches and sliced over those that share them, as in training. Every
+    rank makes the same number of forward passes, the last ones perhaps on empty rows, because a ZeRO-3 forward pass is
+    collective. The result does not depend on the number of ranks: samples are isolated from one another and sums are
+    exact up to rounding.
     """
     chosen = evenly_spaced(split.rows, max_rows)
     packed = pack_in_order(split, chosen, 0 if attention.layout == "padded" else seq_len)
@@ -58,7 +60,8 @@ def held_out_loss(
     targets = 0
     with evaluating(model):
         for rows in dealt(packed, micro_size, ranks):
-            batch = collate(rows, [split], layout=attention.layout, pad_id=pad_id, device=ranks.device)
+            whole = collate(rows, [split], layout=attention.layout, pad_id=pad_id, device=ranks.device)
+            batch = share(whole, ranks)
             nll += token_nll_sum(model, batch, targets_only=targets_only)
             targets += batch.targets
     total, tokens = ranks.sum([float(nll), float(targets)])
@@ -93,8 +96,8 @@ def pack_in_order(split: Split, chosen: Sequence[int], seq_len: int) -> list[Pac
 def dealt(packed: Sequence[PackedRow], micro_size: int, ranks: Ranks) -> Iterator[Sequence[PackedRow]]:
     """This rank's micro-batches, dealt in turn; all ranks get equally many, the last ones perhaps without rows."""
     groups = [packed[start : start + micro_size] for start in range(0, len(packed), micro_size)]
-    for turn in range(math.ceil(len(groups) / ranks.world)):
-        index = turn * ranks.world + ranks.rank
+    for turn in range(math.ceil(len(groups) / ranks.readers)):
+        index = turn * ranks.readers + ranks.reader
         yield groups[index] if index < len(groups) else ()
 
 

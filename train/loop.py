@@ -15,6 +15,7 @@ from train.batch import Batch
 from train.distributed import Ranks
 from train.engine import Engine
 from train.loss import loss_sums
+from train.sequence_parallel import share
 
 PLAIN = LossConfig()
 Collate = Callable[[Sequence[PackedRow], Sequence[Split]], Batch]
@@ -69,10 +70,10 @@ def training_steps(
         waited, nll = time.perf_counter() - began, torch.zeros((), device=ranks.device)
         uids: tuple[int, ...] = ()
         engine.module.train()
-        groups = micro_batches(rank_rows(plan, ranks.rank, ranks.world), micro_size, accumulation)
+        groups = micro_batches(rank_rows(plan, ranks.reader, ranks.readers), micro_size, accumulation)
         for index, rows in enumerate(groups):
             reading = time.perf_counter()
-            batch = collate(rows, splits)
+            batch = share(collate(rows, splits), ranks)
             waited += time.perf_counter() - reading
             sums = loss_sums(engine.module, batch, targets_only=targets_only, loss=loss)
             engine.accumulate(sums.objective / max(1, plan.targets), last=index == accumulation - 1)

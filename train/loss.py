@@ -47,14 +47,13 @@ def loss_sums(model: torch.nn.Module, batch: Batch, *, targets_only: bool, loss:
     gives 0 with a graph, because sharded backward is collective.
     """
     if not targets_only or batch.predicted is None:
-        next_labels = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
-        return _from_logits(model(**forward_kwargs(batch)).logits, next_labels.flatten(), batch, loss)
-    kwargs = forward_kwargs(batch) | {"logits_to_keep": batch.predicted.places}
-    head = plain_head(model)
+        return _from_logits(model(**forward_kwargs(batch)).logits, batch.next_labels.flatten(), batch, loss)
+    predicted, head = batch.predicted, plain_head(model)
     if head is None or not batch.targets:
-        return _from_logits(model(**kwargs).logits, batch.predicted.ids, batch, loss)
-    with losses_for_logits(head, batch.predicted.ids, loss):
-        nll, objective = model(**kwargs).logits.unbind()
+        logits = model(**forward_kwargs(batch), logits_to_keep=predicted.places).logits
+        return _from_logits(logits, predicted.ids, batch, loss)
+    with losses_for_logits(head, predicted.places, predicted.ids, loss):
+        nll, objective = model(**forward_kwargs(batch)).logits.unbind()
     return LossSums(nll=nll.detach(), objective=objective)
 
 

@@ -33,6 +33,7 @@ from train.preempt import StopRequest
 from train.report import write_report
 from train.resume import changed_settings
 from train.run_dir import append, batch_digest, claim
+from train.sequence_parallel import in_teams
 from train.state import TrainState, due
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -54,6 +55,7 @@ def run(cfg: RunConfig, ranks: Ranks, attempt_box: list[int], argv: Sequence[str
     changed = changed_settings(cfg, run_dir)
     init_distributed(ranks)
     try:
+        ranks = in_teams(ranks, cfg.compute.sequence_parallel)
         attempt_box[0] = ranks.broadcast(attempt_box[0])
         parts = assemble(cfg, run_dir, ranks, attempt_box[0], corpus, state)
         code = 70
@@ -83,7 +85,7 @@ def announce(run: Run, changed: dict[str, tuple[Any, Any]]) -> None:
         attempt=run.attempt,
         world=run.ranks.world,
         total_steps=run.total_steps,
-        accumulation=accumulation_steps(run.cfg.batch, run.ranks.world),
+        accumulation=accumulation_steps(run.cfg.batch, run.ranks.readers),
         attention=run.attention.name,
         zero_stage=run.cfg.zero.stage,
         trainable_parameters=sum(getattr(p, "ds_numel", p.numel()) for p in run.engine.parameters.values()),
@@ -162,7 +164,7 @@ def steps(run: Run, stop: StopRequest) -> Any:
         collate=partial(collate, layout=run.attention.layout, pad_id=run.tokenizer.pad_id, device=run.ranks.device),
         lr_at=partial(lr_at, optim=cfg.optim, schedule=cfg.schedule, total_steps=run.total_steps),
         micro_size=number(cfg.batch.micro_size),
-        accumulation=accumulation_steps(cfg.batch, run.ranks.world),
+        accumulation=accumulation_steps(cfg.batch, run.ranks.readers),
         targets_only=cfg.compute.targets_only_head,
         loss=cfg.loss,
         stop_pending=stop.pending,

@@ -22,7 +22,7 @@ from train.base import base_folder, base_hash, check_complete, once
 from train.distributed import Ranks
 from train.kernels import use_kernels
 from train.models import Family, family
-from train.plan import number
+from train.plan import check_heads, number
 from train.quantize import quantized
 from train.recompute import set_recompute
 
@@ -70,9 +70,11 @@ def build(
         dtype=dtype,
         device=ranks.device,
         share=cfg.data.share_prefix and cfg.data.pack == "exact",
+        slices=cfg.compute.sequence_parallel,
     )
     quantization = quantized(cfg.tuning, dtype=dtype, device=ranks.device)
     _check_fits(config, kind, cfg, folder, vocab_size)
+    check_heads(config.num_attention_heads, cfg.compute.sequence_parallel)
     notes = _for_training(config, kind, cfg)
     with init_context:
         model = _load(folder, config, attention.implementation, dtype, quantization)

@@ -32,6 +32,7 @@ from train.loop import micro_batches
 from train.loss import loss_sums
 from train.model import build
 from train.plan import accumulation_steps
+from train.sequence_parallel import in_teams, share
 from train.tuning import trainable
 
 Gradients = dict[str, torch.Tensor]
@@ -48,6 +49,8 @@ class Case:
     pack: Literal["exact", "none"]
     adds: str = ""
     """What this case has that those before it have not: where it is the first to differ, that is what is wrong."""
+    slices: int = 1
+    """Ranks that share a row (compute.sequence_parallel)."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def reference_gradients(proof: Proof) -> Gradients:
     """Plain torch in the proof's dtype, sample by sample; fp32 tensors on the CPU."""
     device = torch.device(proof.device)
     cfg = replace(proof.cfg, attention=AttentionConfig(backend="sdpa"), data=replace(proof.cfg.data, pack="none"))
+    cfg = replace(cfg, compute=replace(cfg.compute, sequence_parallel=1))
     built = build(
         cfg,
         Ranks(device=device),
@@ -108,7 +112,9 @@ def case_gradients(proof: Proof, case: Case, ranks: Ranks) -> tuple[Gradients, i
     """Gradients of the case as the engine holds them before its step, and the targets that all ranks really fed."""
     splits, step = proof.plan(case.pack)
     batch_size = replace(proof.cfg.batch, global_size=len(step.rows), micro_size=case.micro_size)
-    cfg = replace(proof.cfg, batch=batch_size, data=replace(proof.cfg.data, pack=case.pack))
+    compute = replace(proof.cfg.compute, sequence_parallel=case.slices)
+    cfg = replace(proof.cfg, batch=batch_size, data=replace(proof.cfg.data, pack=case.pack), compute=compute)
+    ranks = in_teams(ranks, case.slices)
     settings = deepspeed_settings(
         model=cfg.model,
         zero=cfg.zero,
@@ -116,6 +122,7 @@ def case_gradients(proof: Proof, case: Case, ranks: Ranks) -> tuple[Gradients, i
         batch=cfg.batch,
         world=ranks.world,
         on_cpu=ranks.device.type == "cpu",
+        slices=ranks.slices,
     )
     built = build(
         cfg,
@@ -126,9 +133,11 @@ def case_gradients(proof: Proof, case: Case, ranks: Ranks) -> tuple[Gradients, i
         init_context=loading_context(settings),
     )
     engine = Engine(built.model, trainable(built.model), settings=settings, optim=cfg.optim, zero=cfg.zero, ranks=ranks)
-    count, fed = accumulation_steps(cfg.batch, ranks.world), 0
-    for index, rows in enumerate(micro_batches(rank_rows(step, ranks.rank, ranks.world), case.micro_size, count)):
-        batch = collate(rows, splits, layout=built.attention.layout, pad_id=proof.pad_id, device=ranks.device)
+    count, fed = accumulation_steps(cfg.batch, ranks.readers), 0
+    groups = micro_batches(rank_rows(step, ranks.reader, ranks.readers), case.micro_size, count)
+    for index, rows in enumerate(groups):
+        whole = collate(rows, splits, layout=built.attention.layout, pad_id=proof.pad_id, device=ranks.device)
+        batch = share(whole, ranks)
         sums = loss_sums(engine.module, batch, targets_only=cfg.compute.targets_only_head, loss=cfg.loss)
         engine.accumulate(sums.objective / step.targets, last=index == count - 1)
         fed += batch.targets

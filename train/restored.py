@@ -55,7 +55,8 @@ def restored(run_dir: Path, step: int | None = None) -> Restored:
     """
     # The folder may have been moved or copied since the run, and this machine may not have the run's kernels.
     cfg = replace(run_config(run_dir), run_dir=str(run_dir), attention=AttentionConfig(backend="auto"))
-    cfg = replace(cfg, data=replace(cfg.data, share_prefix=False))  # a matter of training rows: any backend will do
+    # How training cut its rows up is no matter here: any backend will do, and one process.
+    cfg = replace(cfg, data=replace(cfg.data, share_prefix=False), compute=replace(cfg.compute, sequence_parallel=1))
     ranks = ranks_from_environment(cfg.compute.threads)
     if ranks.world > 1:
         raise ConfigError("this command is one process; start it with `python -m`, not with torchrun")

@@ -30,11 +30,12 @@ from conf.compose import config_from_argv
 from conf.errors import leave_with_code
 from conf.schema import RunConfig
 from train import tuning
+from train.attention.exchange import Exchange
 from train.batch import Batch, Predicted
 from train.head import traced
 from train.loss import token_nll_sum
 from train.models import family
-from train.plan import number, read_model_config, settle
+from train.plan import number, read_model_config, settle, slice_tokens
 from train.recompute import set_recompute
 
 FEW, MORE = 2, 4
@@ -92,10 +93,23 @@ class _Flash(torch.autograd.Function):
         return tuple(each.new_empty(each.shape) for each in ctx.saved_tensors[:3])
 
 
-def _attend(_module: nn.Module, query: Any, key: Any, value: Any, _mask: Any, **_: object) -> tuple[Any, None]:
+def _attend(
+    _module: nn.Module,
+    query: Any,
+    key: Any,
+    value: Any,
+    _mask: Any,
+    *,
+    exchange: Exchange | None = None,
+    **_: object,
+) -> tuple[Any, None]:
     """transformers' attention interface over batch [B, H, L, D], flattened to one row of B * L tokens."""
+    if exchange is not None:
+        query, key, value = exchange.to_heads(query, key, value)
     batch, length = query.shape[0], query.shape[2]
     out = _Flash.apply(*(each.transpose(1, 2).flatten(0, 1) for each in (query, key, value)))  # type: ignore[no-untyped-call]
+    if exchange is not None:
+        return exchange.to_tokens(out)[None], None
     return out.unflatten(0, (batch, length)), None
 
 
@@ -200,8 +214,9 @@ def one_micro_batch(network: nn.Module, cfg: RunConfig, targets: int) -> None:
 
 
 def targets(cfg: RunConfig, supervised: float) -> int:
-    """Targets of a micro-batch of full rows, of which the share ``supervised`` is."""
-    return max(1, math.ceil(number(cfg.batch.micro_size) * cfg.data.seq_len * supervised))
+    """Targets of a micro-batch of full rows, of which the share ``supervised`` is; all in one slice if it has some."""
+    tokens = number(cfg.batch.micro_size) * cfg.data.seq_len
+    return max(1, min(slice_tokens(cfg, tokens), math.ceil(tokens * supervised)))
 
 
 def _drop(parameter: torch.Tensor) -> None:
@@ -224,10 +239,10 @@ def _mark_phases(blocks: list[nn.Module], live: Live) -> None:
 
 
 def fake_batch(cfg: RunConfig, targets: int) -> Batch:
-    """A micro-batch of full rows. Call under FakeTensorMode."""
+    """A micro-batch of full rows, or one rank's slice of it. Call under FakeTensorMode."""
     rows, length = number(cfg.batch.micro_size), cfg.data.seq_len
-    flat = cfg.data.pack == "exact"
-    shape = (1, rows * length) if flat else (rows, length)
+    flat, slices = cfg.data.pack == "exact", cfg.compute.sequence_parallel
+    shape = (1, slice_tokens(cfg, rows * length)) if flat else (rows, length)
     ids = torch.zeros(shape, dtype=torch.long)
     return Batch(
         input_ids=ids,
@@ -240,6 +255,7 @@ def fake_batch(cfg: RunConfig, targets: int) -> Batch:
         tokens=rows * length,
         targets=targets,
         predicted=Predicted(*(torch.zeros(targets, dtype=torch.long) for _ in range(2))) if flat else None,
+        exchange=Exchange(slices, torch.clone) if slices > 1 else None,
     )
 
 

@@ -57,8 +57,11 @@ class Comparison:
     holds: bool
 
 
-def cases(pack: str, ranks: int = 2) -> list[Case]:
-    """What is compared with the reference, each adding one thing to those before it. ``ranks``: 1 or 2."""
+def cases(pack: str, ranks: int = 2, sequence_parallel: int = 1) -> list[Case]:
+    """What is compared with the reference, each adding one thing to those before it. ``ranks``: 1 or 2.
+
+    Two ranks prove what any ``sequence_parallel`` above 1 adds.
+    """
     packed: Literal["exact", "none"] = "exact" if pack == "exact" else "none"
     found = [Case("1 rank, one sample per row", 1, WHOLE, "none", "the loss over the targets")]
     if packed == "exact":
@@ -71,6 +74,8 @@ def cases(pack: str, ranks: int = 2) -> list[Case]:
         ]
     if ranks > 1 and packed == "exact":
         found += [Case("2 ranks, one sample per row", 2, 4, "none", "ranks without packing")]
+    if ranks > 1 and sequence_parallel > 1:
+        found += [Case("2 ranks, rows sliced over both", 2, 2, packed, "slices of a row that meet in attention", 2)]
     return found
 
 
@@ -155,7 +160,7 @@ def verdict(cfg: RunConfig, comparisons: Sequence[Comparison], plain: float) -> 
 def prove(proofs: Sequence[Proof], folder: Path) -> list[tuple[list[Comparison], float]]:
     """The comparisons of every proof, all computed in the same launches."""
     ranks = 2 if proofs[0].device == "cpu" else min(2, torch.cuda.device_count())
-    chosen = [cases(proof.cfg.data.pack, ranks) for proof in proofs]
+    chosen = [cases(proof.cfg.data.pack, ranks, proof.cfg.compute.sequence_parallel) for proof in proofs]
     jobs: list[Job] = [(proof, case) for proof, mine in zip(proofs, chosen, strict=True) for case in mine]
     results = iter(run_cases(jobs, folder))
     return [compare(proof, mine, [next(results) for _ in mine]) for proof, mine in zip(proofs, chosen, strict=True)]

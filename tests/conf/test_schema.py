@@ -207,6 +207,18 @@ def test_the_words_for_a_wrong_field(changes: dict[str, Any], line: str) -> None
             {"tuning": {"method": "lora", "quantize": "nf4"}, "zero.stage": 3},
             ["tuning.quantize: nf4 was asked for with zero=3", "use zero=2, or tuning.quantize=none"],
         ),
+        (
+            {"compute.sequence_parallel": 2, "data.pack": "none"},
+            ["compute.sequence_parallel: 2 slices rows", "use data.pack=exact, or compute.sequence_parallel=1"],
+        ),
+        (
+            {"compute.sequence_parallel": 2, "data.pack": "none", "tuning": {"method": "prompt"}},
+            ["compute.sequence_parallel: 2 slices rows", "tuning=prompt needs", "use another method"],
+        ),
+        (
+            {"compute.sequence_parallel": 2, "data.share_prefix": False, "attention.backend": "flash3"},
+            ["attention.backend: flash3 attends to the tokens it is given", "use attention=packed"],
+        ),
         ({"data.stop": {}}, ["data.stop: missing; set one of epochs"]),
         ({"data.stop": {"epochs": 1, "tokens": 5}}, ["epochs and tokens are set", "data.stop.epochs=null"]),
         ({"schedule.warmup_steps": 1, "schedule.warmup_fraction": 0.1}, ["are both set", "warmup_fraction=null"]),

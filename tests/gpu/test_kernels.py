@@ -50,6 +50,7 @@ def test_cuda_kernel_agrees_with_the_cpu_function(bounds_k: list[int], key_heads
         pieces = [out, *torch.autograd.grad(out, (q, k, v), pull.to(device, dtype))]
         return [piece.detach().float().cpu() for piece in pieces]
 
+    packed._prepare(CUDA, torch.bfloat16)
     found = run(packed._varlen_cuda, "cuda", torch.bfloat16)
     for one, other in zip(found, run(varlen_attention_cpu, "cpu", torch.float32), strict=True):
         torch.testing.assert_close(one, other, atol=3e-2, rtol=3e-2)
@@ -63,53 +64,63 @@ def test_auto_finds_an_isolating_backend_on_a_gpu() -> None:
 
 @pytest.mark.parametrize("positions", [1, 700, 1000])
 def test_the_head_in_chunks_is_right_in_bf16(positions: int) -> None:
-    """Against fp64 from the same bf16 numbers; one chunk, several, and other lengths by the same compiled kernels."""
+    """Against fp64 from the same bf16 numbers, no further off than the same steps in bf16 on the CPU."""
     vocab, width = 1024, 64
     generator = torch.Generator().manual_seed(positions)
     hidden, weight = (
         torch.randn(shape, generator=generator).bfloat16() for shape in ((positions, width), (vocab, width))
     )
     labels = torch.randint(vocab, (positions,), generator=generator)
-    loss = LossConfig(z_loss=1e-4, label_smoothing=0.1)
+    loss, places = LossConfig(z_loss=1e-4, label_smoothing=0.1), torch.arange(positions)
 
     def run(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
         h, w = (x.to(device, dtype).requires_grad_() for x in (hidden, weight))
-        nll, objective = head_losses(h, w, None, labels.to(device), loss)
-        return [
-            x.detach().double().cpu() for x in (nll, objective, *torch.autograd.grad(objective / positions, (h, w)))
-        ]
+        nll, objective = head_losses(h, places.to(device), w, None, labels.to(device), loss)
+        found = (nll, objective, *torch.autograd.grad(objective / positions, (h, w)))
+        return [x.detach().double().cpu() for x in found]
 
     with mock.patch.dict(chunks.CHUNK_ELEMENTS, cuda=256 * vocab):
-        found, wanted = run("cuda", torch.bfloat16), run("cpu", torch.float64)
-    for one, other, allowed in zip(found, wanted, (1e-3, 1e-3, 1e-2, 1e-2), strict=True):
-        assert float((one - other).norm() / other.norm()) <= allowed
+        found, same, exact = run("cuda", torch.bfloat16), run("cpu", torch.bfloat16), run("cpu", torch.float64)
+    for one, beside, wanted in zip(found, same, exact, strict=True):
+        error, usual = (float((x - wanted).norm() / wanted.norm()) for x in (one, beside))
+        assert error <= 1.5 * usual + 2e-3
 
 
-@pytest.mark.parametrize("kernels", ["none", "liger", "compile"])
+@pytest.mark.parametrize("kernels", ["none", "compile", "liger"])
 def test_packed_rows_with_shared_prefixes_give_the_gradients_of_the_cpu(kernels: str) -> None:
-    """bf16 on the GPU against fp32 on the CPU, several rows of other lengths; what is compiled is compiled once."""
+    """bf16 on the GPU, no further from fp32 than bf16 on the CPU is; what is compiled is compiled once."""
     if kernels == "liger" and importlib.util.find_spec("liger_kernel") is None:
         pytest.skip("needs liger_kernel: pip install -e '.[gpu]'")
     packed._register()
+    packed._prepare(CUDA, torch.bfloat16)
     exact = tiny_model("llama", implementation=packed.IMPLEMENTATION)
-    model = copy.deepcopy(exact).to(CUDA, torch.bfloat16)
-    use_kernels(model, kernels, family("llama"), CUDA)
+    plain, model = (copy.deepcopy(exact).bfloat16() for _ in range(2))
+    rows = ([[0, 1, 2]], [[3, 4, 5, 6]], [[7, 8, 9, 10, 11]], [[1, 2]], [[0, 3, 6, 9]])
+    # The CPU first: Liger changes transformers' functions for the whole process.
+    wanted, usual = ([gradients(each, row, torch.device("cpu")) for row in rows] for each in (exact, plain))
+    use_kernels(model.to(CUDA), kernels, family("llama"), CUDA)
     torch._dynamo.utils.counters.clear()
-    errors, graphs = [], []
-    for rows in ([[0, 1, 2]], [[3, 4, 5, 6]], [[7, 8, 9, 10, 11]], [[1, 2]], [[0, 3, 6, 9]]):
-        gradients = []
-        packed_rows = [PackedRow(tuple((0, index) for index in row), share_prefix=True) for row in rows]
-        for each, device in ((exact, torch.device("cpu")), (model, CUDA)):
-            each.zero_grad()
-            batch = collate(packed_rows, [data()], layout="flat", pad_id=0, device=device)
-            token_nll_sum(each, batch, targets_only=True).backward()  # type: ignore[no-untyped-call]
-            gradients.append([parameter.grad.detach().float().cpu() for parameter in each.parameters()])
-        whole = sum(float((one - other).norm()) ** 2 for one, other in zip(*gradients, strict=True)) ** 0.5
-        errors.append(whole / sum(float(one.norm()) ** 2 for one in gradients[0]) ** 0.5)
+    graphs = []
+    for row, right, beside in zip(rows, wanted, usual, strict=True):
+        found = gradients(model, row, CUDA)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    assert max(errors) <= 2e-2, errors
+        assert distance(found, right) <= 1.5 * distance(beside, right) + 2e-3
     assert not torch._dynamo.utils.counters["graph_break"], dict(torch._dynamo.utils.counters["graph_break"])
     assert graphs[-1] == graphs[1], f"compiled again for other lengths: {graphs} graphs after each row"
+
+
+def gradients(model: Any, rows: list[list[int]], device: torch.device) -> list[torch.Tensor]:
+    model.zero_grad()
+    packed_rows = [PackedRow(tuple((0, index) for index in row), share_prefix=True) for row in rows]
+    batch = collate(packed_rows, [data()], layout="flat", pad_id=0, device=device)
+    token_nll_sum(model, batch, targets_only=True).backward()  # type: ignore[no-untyped-call]
+    return [parameter.grad.detach().float().cpu() for parameter in model.parameters()]
+
+
+def distance(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+    """Norm of the difference over the norm, all tensors together."""
+    apart = sum(float((one - other).norm()) ** 2 for one, other in zip(found, wanted, strict=True))
+    return float((apart / sum(float(other.norm()) ** 2 for other in wanted)) ** 0.5)
 
 
 def data() -> Any:

@@ -33,6 +33,11 @@ class Setting:
     share: bool
     """Samples of a packed row share their prefixes; the split has two."""
     dtype: Literal["fp32", "bf16"] = "fp32"
+    slices: int = 1
+    """Ranks that share a row."""
+    family: str = "llama"
+    key_heads: int = 2
+    """Of 4 query heads, where the family has fewer of them."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +104,16 @@ def settings_bf16(world: int) -> list[Setting]:
 
 def proof_of(setting: Setting, folder: str) -> MemoryProof:
     tuning: Any = LoraTuning(method="lora", rank=4, alpha=4.0) if setting.method == "lora" else FullTuning("full")
-    config = {key: value for key, value in tiny_config("llama", tied=setting.tied).items() if key != "vocab_size"}
+    config = {
+        key: value for key, value in tiny_config(setting.family, tied=setting.tied).items() if key != "vocab_size"
+    }
+    if "num_key_value_heads" in config:
+        config["num_key_value_heads"] = setting.key_heads
     model = ModelConfig(
         config=config, init="random", dtype=setting.dtype, tokenizer="train", recompute=setting.recompute
     )
-    cfg = tiny_run(Path(folder, f"tied-{setting.tied}"), model, tuning=tuning, seq_len=40)
+    base = f"{setting.family}-{setting.key_heads}-tied-{setting.tied}"
+    cfg = tiny_run(Path(folder, base), model, tuning=tuning, seq_len=40)
     zero = ZeroConfig(stage=setting.stage, persistence_threshold=0)
     data = replace(cfg.data, share_prefix=setting.share)
     cfg = replace(cfg, zero=zero, batch=BatchConfig(global_size=ROWS, micro_size=1), data=data)
@@ -114,13 +124,12 @@ def proof_of(setting: Setting, folder: str) -> MemoryProof:
 
 def errors(ranks: Ranks, chosen: list[Setting], folder: str) -> dict[Setting, Found]:
     """Every setting's gradients against plain torch in fp32, and what plain torch makes of its dtype."""
-    references: dict[tuple[str, bool, bool, str], Gradients] = {}
+    references: dict[tuple[Any, ...], Gradients] = {}
     found = {}
     for setting in chosen:
-        gradients, fed = case_gradients(
-            proof_of(setting, folder), Case("", setting.world, setting.micro_size, setting.pack), ranks
-        )
-        same = (setting.method, setting.tied, setting.share)
+        case = Case("", setting.world, setting.micro_size, setting.pack, slices=setting.slices)
+        gradients, fed = case_gradients(proof_of(setting, folder), case, ranks)
+        same = (setting.family, setting.key_heads, setting.method, setting.tied, setting.share)
         for dtype in ("fp32", setting.dtype):  # after the ranks have made the random base together
             if (*same, dtype) not in references:
                 proof = proof_of(replace(setting, dtype=dtype), folder)  # type: ignore[arg-type]

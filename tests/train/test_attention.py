@@ -118,20 +118,30 @@ def test_grouped_heads_must_be_asked_for() -> None:
         varlen_attention_cpu(q, k, k, bounds, bounds, 3, 3)
 
 
-@pytest.mark.parametrize("groups_itself", [True, False], ids=["torch>=2.12", "torch<2.12"])
-def test_cuda_path_calls_the_kernel_as_the_cpu_function(monkeypatch: pytest.MonkeyPatch, groups_itself: bool) -> None:
-    """No GPU here: the kernel is replaced by its CPU reference, with and without ``enable_gqa`` in its signature."""
+@pytest.mark.parametrize("grouping", ["asked for", "by itself", "no"])
+def test_cuda_path_calls_the_kernel_as_the_cpu_function(monkeypatch: pytest.MonkeyPatch, grouping: str) -> None:
+    """No GPU here: the kernel is replaced by its CPU reference, which groups heads as kernels of other torches do."""
 
-    def old_kernel(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):  # type: ignore[no-untyped-def]
+    def by_itself(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):  # type: ignore[no-untyped-def]
+        groups = q.shape[1] != k.shape[1]
+        options = {"scale": scale, "window_size": window_size, "enable_gqa": groups}
+        return varlen_attention_cpu(q, k, v, cu_q, cu_k, max_q, max_k, **options)
+
+    def not_at_all(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):  # type: ignore[no-untyped-def]
         return varlen_attention_cpu(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window_size)
 
-    monkeypatch.setattr(packed, "_find_varlen", lambda: varlen_attention_cpu if groups_itself else old_kernel)
-    packed._kernel_groups_heads.cache_clear()
+    kernel = {"asked for": varlen_attention_cpu, "by itself": by_itself, "no": not_at_all}[grouping]
+    monkeypatch.setattr(packed, "_find_varlen", lambda: kernel)
+    for name in ("_kernel", "_grouping"):
+        monkeypatch.setattr(packed, name, getattr(packed, name))
+    packed._how_heads_are_grouped.cache_clear()
+    packed._prepare(torch.device("cpu"), torch.float32)
+    packed._how_heads_are_grouped.cache_clear()
+    assert packed._grouping == grouping
     q, k, v = torch.randn(9, 4, 8), torch.randn(9, 2, 8), torch.randn(9, 2, 8)
     bounds = torch.tensor([0, 4, 9], dtype=torch.int32)
     options = {"scale": 0.5, "window_size": (2, 0), "enable_gqa": True}
     out = packed._varlen_cuda(q, k, v, bounds, bounds, 5, 5, **options)
-    packed._kernel_groups_heads.cache_clear()
     torch.testing.assert_close(out, varlen_attention_cpu(q, k, v, bounds, bounds, 5, 5, **options))
 
 

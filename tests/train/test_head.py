@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from conf.errors import InternalError
 from conf.schema import LossConfig
-from train import chunks
+from train import chunks, head
 from train.head import head_losses, losses_for_logits, plain_head
 
 HIDDEN, VOCAB = 6, 11
@@ -32,6 +32,12 @@ def made(positions: int, seed: int, *, bias: bool, dtype: torch.dtype = torch.fl
         for shape in ((positions, HIDDEN), (VOCAB, HIDDEN), (VOCAB,))
     )
     return [hidden, weight, offset if bias else None]
+
+
+def losses_of(inputs: list[Any], labels: torch.Tensor, loss: LossConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """``head_losses`` of a row in which every second position has a target."""
+    hidden = torch.stack([inputs[0], torch.ones_like(inputs[0])], dim=1).flatten(0, 1)
+    return head_losses(hidden, 2 * torch.arange(len(labels)), *inputs[1:], labels, loss)
 
 
 def by_hand(inputs: list[Any], labels: torch.Tensor, loss: LossConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,7 +60,7 @@ def test_values_and_gradients_are_those_of_whole_logits(
     labels = torch.randint(VOCAB, (positions,), generator=torch.Generator().manual_seed(seed))
     wanted = by_hand(inputs, labels, loss)
     with chunks_of(chunk):
-        found = head_losses(*inputs, labels, loss)  # type: ignore[arg-type]
+        found = losses_of(inputs, labels, loss)
     given_ = [each for each in inputs if each is not None]
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     for one, other in zip(
@@ -71,7 +77,7 @@ def test_only_what_is_trained_gets_a_gradient(trained: tuple[bool, bool]) -> Non
     for each, on in zip((hidden, weight), trained, strict=True):
         each.requires_grad_(on)
     with chunks_of(2):
-        _, objective = head_losses(hidden, weight, None, torch.arange(5), LossConfig())
+        _, objective = losses_of([hidden, weight, None], torch.arange(5), LossConfig())
     assert objective.requires_grad == any(trained)
     if any(trained):
         objective.backward()  # type: ignore[no-untyped-call]
@@ -82,7 +88,7 @@ def test_nothing_is_differentiated_without_gradients() -> None:
     """Evaluation pays for no gradient, though the weights could have one."""
     inputs = made(5, 0, bias=True)
     with torch.no_grad(), mock.patch.object(torch, "mm", side_effect=AssertionError("a gradient was made")):
-        nll, _ = head_losses(*inputs, torch.arange(5), LossConfig())  # type: ignore[arg-type]
+        nll, _ = losses_of(inputs, torch.arange(5), LossConfig())
     assert float(nll) == pytest.approx(float(by_hand(inputs, torch.arange(5), LossConfig())[0].detach()))
 
 
@@ -96,7 +102,7 @@ def test_sixteen_bit_chunks_are_added_up_in_fp32() -> None:
 
     def error(chunk: int) -> float:
         with chunks_of(chunk):
-            _, objective = head_losses(*inputs, labels, LossConfig())  # type: ignore[arg-type]
+            _, objective = losses_of(inputs, labels, LossConfig())
         (gradient,) = torch.autograd.grad(objective, inputs[1:2])
         assert gradient.dtype == torch.bfloat16
         return float((gradient.double() - wanted).norm() / wanted.norm())
@@ -106,7 +112,7 @@ def test_sixteen_bit_chunks_are_added_up_in_fp32() -> None:
 
 def test_the_gradient_can_be_used_once() -> None:
     inputs = made(3, 0, bias=False)
-    _, objective = head_losses(*inputs, torch.arange(3), LossConfig())  # type: ignore[arg-type]
+    _, objective = losses_of(inputs, torch.arange(3), LossConfig())
     objective.backward(retain_graph=True)  # type: ignore[no-untyped-call]
     with pytest.raises(InternalError, match="twice"):
         objective.backward()  # type: ignore[no-untyped-call]
@@ -116,7 +122,7 @@ def test_the_heads_own_hooks_run_and_its_forward_comes_back() -> None:
     layer, calls = nn.Linear(HIDDEN, VOCAB), []
     layer.register_forward_pre_hook(lambda *_: calls.append("before"))
     hidden = torch.randn(1, 4, HIDDEN)
-    with losses_for_logits(layer, torch.arange(4), LossConfig()):
+    with losses_for_logits(layer, torch.arange(4), torch.arange(4), LossConfig()):
         nll, _ = layer(hidden).unbind()
     assert calls == ["before"]
     assert layer(hidden).shape == (1, 4, VOCAB)
@@ -140,3 +146,14 @@ def test_only_a_plain_linear_head_is_replaced() -> None:
     assert plain_head(Model(nn.Linear(2, 3), cap=30.0)) is None
     assert plain_head(Model(Adapted(2, 3))) is None
     assert plain_head(nn.Linear(2, 3)) is None
+
+
+@pytest.mark.parametrize("loss", [LossConfig(), LossConfig(z_loss=1e-2, label_smoothing=0.1)])
+def test_the_form_that_gpus_compile_is_the_same(loss: LossConfig) -> None:
+    """The gradient at the target by comparison instead of by index; not compiled here, which would take a minute."""
+    logits, labels = torch.randn(7, VOCAB, dtype=torch.float64), torch.arange(7)
+    forms = [
+        head.chunk_losses(logits.clone(), labels, loss.label_smoothing, loss.z_loss, True, fused)
+        for fused in (False, True)
+    ]
+    torch.testing.assert_close(forms[0], forms[1], rtol=1e-12, atol=1e-12)

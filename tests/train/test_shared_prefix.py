@@ -38,9 +38,8 @@ def batches(rows: list[list[int]], data: Any, *, share: bool) -> Batch:
 
 def exact_nll(model: nn.Module, batch: Batch) -> torch.Tensor:
     """The loss in the model's own dtype: production rounds logits to fp32."""
-    following = nn.functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
     logits = model(**forward_kwargs(batch)).logits
-    return nn.functional.cross_entropy(logits[0], following[0], ignore_index=IGNORE, reduction="sum")
+    return nn.functional.cross_entropy(logits[0], batch.next_labels[0], ignore_index=IGNORE, reduction="sum")
 
 
 def in_float64(model: nn.Module) -> nn.Module:

@@ -7,12 +7,16 @@ import os
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from benchmarks.plan_accuracy import CASES, Case, closed, line, mem_tracker, targets_of, traced
 from benchmarks.plan_accuracy import config as run_of
 from launch.torchrun import ROOT, child_environment
+from train.parameters import shape_of
+from train.plan.activations import step_peaks as moments_of
+from train.plan.memory import work_of
 from train.trace import FEW, PHASES, step_peaks, trace
 
 LOW = 0.02
@@ -58,3 +62,24 @@ def test_the_command_plans_and_traces_the_same() -> None:
     found = json.loads(done.stdout)
     own = found["stages"]["2"]
     assert found["trace_gib"]["peak"] == pytest.approx(own["activations"] + own["logits"] + own["passing"], abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "slices"),
+    [
+        ("llama 8B", "full", 2),
+        ("llama 8B", "lora", 16),
+        ("gpt2", "full", 4),
+        ("gpt2", "lora", 2),
+        ("neox 160M", "full", 4),
+    ],
+)
+def test_the_closed_form_follows_a_row_that_is_sliced_over_ranks(name: str, method: str, slices: int) -> None:
+    """Of llama 8B's 8 key heads each goes to 2 of 16 ranks."""
+    case = next(case for case in CASES if (case.name, case.method) == (name, method))
+    cfg = run_of(replace(case, seq_len=case.seq_len * slices, supervised=case.supervised / slices))
+    cfg = replace(cfg, compute=replace(cfg.compute, sequence_parallel=slices))
+    work = work_of(cfg, shape_of(case.model), case.supervised)
+    found = moments_of(case.model, shape_of(case.model), work, case.recompute)
+    measured = trace(cfg, case.model, case.supervised).peak
+    assert max(each.total for each in found.values()) == pytest.approx(measured, rel=0.005)

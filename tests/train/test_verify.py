@@ -20,7 +20,7 @@ from data_prep.tokenizer import load
 from tests.distributed import run_distributed
 from tests.end_to_end.commands import call, tiny_run
 from train import proof as proving
-from train.batch import forward_kwargs
+from train.batch import Predicted, forward_kwargs
 from train.distributed import Ranks
 from train.engine import Engine
 from train.loop import micro_batches
@@ -104,6 +104,35 @@ def empty_rows_count(ranks: Ranks) -> Any:
     return mock.patch.object(proving, "loss_sums", wrong)
 
 
+def slices_that_do_not_look_ahead(ranks: Ranks) -> Any:
+    """The last token of a slice predicts nothing: the target is in the next one."""
+    right = proving.share
+
+    def wrong(batch: Any, ranks: Ranks) -> Any:
+        own = right(batch, ranks)
+        if own is batch:
+            return batch
+        before = own.predicted.places < own.input_ids.shape[1] - 1
+        return dataclasses.replace(own, predicted=Predicted(own.predicted.places[before], own.predicted.ids[before]))
+
+    return mock.patch.object(proving, "share", wrong)
+
+
+def slices_that_attend_alone(ranks: Ranks) -> Any:
+    """Each rank computes attention over its own slice of the row."""
+    right = proving.share
+
+    def wrong(batch: Any, ranks: Ranks) -> Any:
+        own = right(batch, ranks)
+        if own is batch:
+            return batch
+        length = own.input_ids.shape[1]
+        bounds = torch.tensor([0, length], dtype=torch.int32)
+        return dataclasses.replace(own, segments=bounds, longest=length, keys=None, exchange=None)
+
+    return mock.patch.object(proving, "share", wrong)
+
+
 MUTATIONS = {
     per_rank_means: "the sum over ranks",
     accumulation_off_by_one: "accumulation over micro-batches",
@@ -111,6 +140,8 @@ MUTATIONS = {
     dropped_micro_batch: "accumulation over micro-batches",
     rank_zero_only: "the sum over ranks",
     empty_rows_count: "micro-batches without a row",
+    slices_that_do_not_look_ahead: "slices of a row that meet in attention",
+    slices_that_attend_alone: "slices of a row that meet in attention",
 }
 """Mutation -> what the first comparison that differs says it adds."""
 
@@ -135,7 +166,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
 
 
 def test_every_mutation_is_caught_and_named(proof: Proof) -> None:
-    chosen = cases("exact")
+    chosen = cases("exact", sequence_parallel=2)
     found: dict[str, list[tuple[Any, int]]] = {}
     for world in (1, 2):
         mine = [case for case in chosen if case.world == world]

@@ -28,24 +28,31 @@ Require = Callable[..., Attention]
 
 
 def choose(
-    backend: str, *, family: Family, pack: str, dtype: torch.dtype, device: torch.device, share: bool = False
+    backend: str,
+    *,
+    family: Family,
+    pack: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    share: bool = False,
+    slices: int = 1,
 ) -> Attention:
     """The backend ``attention=backend`` of a run, after its start-up self-test; ``auto``: the best that passes.
 
-    ``pack`` is ``data.pack``; ``share``: samples of a row share prefixes. Raises ConfigError if the backend cannot do
-    what the run asks of it.
+    ``pack`` is ``data.pack``; ``share``: samples of a row share prefixes; ``slices``: ranks that share a row. Raises
+    ConfigError if the backend cannot do what the run asks of it.
     """
     if pack == "exact" and not family.packing:
         raise ConfigError(
             f"data.pack: exact was asked for a model of type {family.model_type}, {family.reason}, and packed samples "
             "that can see one another are refused; data.pack=none works"
         )
-    if backend != "auto":
-        return _tested(_require(backend)(family, pack=pack, dtype=dtype, device=device), family, dtype, device, share)
     refusals: list[str] = []
-    for name in PREFERENCE:
+    for name in PREFERENCE if backend == "auto" else (backend,):
         try:
-            return _tested(_require(name)(family, pack=pack, dtype=dtype, device=device), family, dtype, device, share)
+            found = _require(name)(family, pack=pack, dtype=dtype, device=device)
+            _refuse_what_it_cannot(found, share, slices)
+            return _tested(found, family, dtype, device, share)
         except ConfigError as refusal:
             refusals += refusal.problems
     raise ConfigError(refusals)
@@ -56,16 +63,24 @@ def _require(backend: str) -> Require:
     return require
 
 
-def _tested(attention: Attention, family: Family, dtype: torch.dtype, device: torch.device, share: bool) -> Attention:
-    """``attention`` with its measured error, or ConfigError if it failed, or cannot share prefixes and is to.
-
-    Not tested: padded rows, which hold one sample, and a family's own attention over transformers' own mask.
-    """
+def _refuse_what_it_cannot(attention: Attention, share: bool, slices: int) -> None:
     if share and not attention.shares:
         raise ConfigError(
             f"attention: {attention.name} cannot let the samples of a row share a prefix, which data.share_prefix=true "
             "asks for; data.share_prefix=false works"
         )
+    if slices > 1 and not attention.exchanges:
+        raise ConfigError(
+            f"attention: {attention.name} cannot attend over a row that is sliced over ranks, which "
+            f"compute.sequence_parallel={slices} asks for; attention=packed or compute.sequence_parallel=1 works"
+        )
+
+
+def _tested(attention: Attention, family: Family, dtype: torch.dtype, device: torch.device, share: bool) -> Attention:
+    """``attention`` with its measured error, or ConfigError if it failed.
+
+    Not tested: padded rows, which hold one sample, and a family's own attention over transformers' own mask.
+    """
     if attention.layout == "padded" or attention.implementation == "eager":
         return attention
     tests = [

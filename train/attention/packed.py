@@ -11,10 +11,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 
 from conf.errors import ConfigError, InternalError
+from train.attention.exchange import Exchange
 from train.attention.types import Attention
 from train.attention.varlen_cpu import varlen_attention_cpu
 from train.models import Family
@@ -48,8 +50,49 @@ def require(family: Family, *, pack: str, dtype: torch.dtype, device: torch.devi
             f"{asked} a model of type {family.model_type}, whose attention scores are soft-capped, and PyTorch's "
             "kernel for GPUs has no soft cap; attention=flash2 or attention=auto works"
         )
+    if device.type == "cuda":
+        _prepare(device, dtype)
     _register()
-    return Attention(name="packed", implementation=IMPLEMENTATION, layout="flat", shares=True)
+    return Attention(name="packed", implementation=IMPLEMENTATION, layout="flat", shares=True, exchanges=True)
+
+
+Grouping = Literal["asked for", "by itself", "no"]
+_kernel: Varlen | None = None
+_grouping: Grouping = "no"
+"""The kernel and how it takes fewer key than query heads. Plain globals, because compiled blocks read them."""
+
+
+def _prepare(device: torch.device, dtype: torch.dtype) -> None:
+    global _kernel, _grouping
+    _kernel = _find_varlen()
+    _grouping = _how_heads_are_grouped(device, dtype)
+
+
+@functools.cache
+def _how_heads_are_grouped(device: torch.device, dtype: torch.dtype) -> Grouping:
+    """torch >= 2.12 wants ``enable_gqa``. Before, the kernel underneath groups heads unasked: tried, because nothing
+    promises it, and repeated heads cost a quarter of the time of attention."""
+    varlen = _find_varlen()
+    assert varlen is not None
+    if "enable_gqa" in inspect.signature(varlen).parameters:
+        return "asked for"
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(9, heads, 64, generator=generator).to(device, dtype) for heads in (4, 2, 2))
+    bounds = torch.tensor([0, 4, 9], dtype=torch.int32, device=device)
+
+    def outcome(repeats: int) -> list[torch.Tensor]:
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        keys, values = (x.repeat_interleave(repeats, dim=1) for x in inputs[1:])
+        out = varlen(inputs[0], keys, values, bounds, bounds, 5, 5, window_size=(-1, 0))
+        return [out, *torch.autograd.grad(out.float().square().sum(), inputs)]
+
+    try:
+        alike = all(
+            torch.allclose(one, other, atol=2e-2, rtol=2e-2) for one, other in zip(outcome(1), outcome(2), strict=True)
+        )
+    except (RuntimeError, ValueError, IndexError):
+        return "no"
+    return "by itself" if alike else "no"
 
 
 def _register() -> None:
@@ -65,13 +108,6 @@ def _find_varlen() -> Varlen | None:
     except ImportError:
         return None
     return varlen_attn  # type: ignore[return-value]
-
-
-@functools.cache
-def _kernel_groups_heads() -> bool:
-    """True if this torch's kernel takes fewer key than query heads by itself (``enable_gqa``, torch >= 2.12)."""
-    varlen = _find_varlen()
-    return varlen is not None and "enable_gqa" in inspect.signature(varlen).parameters
 
 
 def packed_attention(
@@ -90,14 +126,16 @@ def packed_attention(
     max_length_k: int | None = None,
     softcap: float | None = None,
     key_index: torch.Tensor | None = None,
+    exchange: Exchange | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
 
     ``sliding_window`` counts the token itself, as in transformers; ``softcap`` is Gemma 2's. ``key_index``, int64 [Tk],
     gathers the keys and values that ``cu_seq_lens_k`` bounds, where samples share a prefix (train/batch.py); its
-    backward adds up what the samples ask of the prefix. Raises InternalError without the samples' bounds, because
-    attention over a whole row would mix samples.
+    backward adds up what the samples ask of the prefix. ``exchange``: T is a slice of the row that the bounds and
+    ``key_index`` are of; the rest comes from the ranks that hold it. Raises InternalError without the samples' bounds,
+    because attention over a whole row would mix samples.
     """
     if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
         raise InternalError(
@@ -106,6 +144,8 @@ def packed_attention(
         )
     if attention_mask is not None or dropout or query.shape[0] != 1:
         raise InternalError("packed attention takes one flat row, no mask and no dropout")
+    if exchange is not None:
+        query, key, value = exchange.to_heads(query, key, value)
     if key_index is not None:
         # In backward an index_add, whose order is fixed on a CPU, and on CUDA under use_deterministic_algorithms.
         key, value = key.index_select(2, key_index), value.index_select(2, key_index)
@@ -124,6 +164,8 @@ def packed_attention(
         enable_gqa=query.shape[1] != key.shape[1],
         soft_cap=softcap,
     )
+    if exchange is not None:
+        out_THD = exchange.to_tokens(out_THD)
     return out_THD[None], None
 
 
@@ -141,15 +183,12 @@ def _varlen_cuda(
     enable_gqa: bool,
     soft_cap: float | None = None,
 ) -> torch.Tensor:
-    varlen = _find_varlen()
-    assert varlen is not None, "require() refuses a torch without varlen_attn"
+    assert _kernel is not None, "require() refuses a torch without varlen_attn"
     assert soft_cap is None, "require() refuses families with a soft cap on CUDA"
-    options: dict[str, bool] = {}
-    if enable_gqa and _kernel_groups_heads():
-        options["enable_gqa"] = True
-    elif enable_gqa:
+    options = {"enable_gqa": True} if enable_gqa and _grouping == "asked for" else {}
+    if enable_gqa and _grouping == "no":
         groups = q_THD.shape[1] // k_TKD.shape[1]
         k_TKD, v_TKD = k_TKD.repeat_interleave(groups, dim=1), v_TKD.repeat_interleave(groups, dim=1)
-    return varlen(
+    return _kernel(
         q_THD, k_TKD, v_TKD, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size, **options
     )

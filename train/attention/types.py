@@ -16,5 +16,7 @@ class Attention:
     """flat: the rows of a micro-batch concatenated to [1, T] with the samples' bounds; padded: [B, L] with a mask."""
     shares: bool = False
     """Whether samples of a row may share the prefix they begin with (``data.share_prefix``)."""
+    exchanges: bool = False
+    """Whether ranks may share a row (``compute.sequence_parallel``)."""
     error: float = 0.0
     """Largest absolute error of the start-up self-test against an fp32 reference; 0 where none is needed."""

@@ -12,14 +12,22 @@ from train.plan import accumulation_steps, number
 
 
 def deepspeed_settings(
-    *, model: ModelConfig, zero: ZeroConfig, optim: OptimConfig, batch: BatchConfig, world: int, on_cpu: bool
+    *,
+    model: ModelConfig,
+    zero: ZeroConfig,
+    optim: OptimConfig,
+    batch: BatchConfig,
+    world: int,
+    on_cpu: bool,
+    slices: int = 1,
 ) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run.
+    """The DeepSpeed configuration of a run on ``world`` ranks, so many ``slices`` of which share their rows.
 
     Stage 0 is clipped by ``Engine`` itself, because DeepSpeed reports no gradient norm there. On CPU, communication
     is never overlapped: gloo has no streams to overlap with.
     """
-    accumulation, micro, stage = accumulation_steps(batch, world), number(batch.micro_size), number(zero.stage)
+    accumulation = accumulation_steps(batch, world // slices)
+    micro, stage = number(batch.micro_size), number(zero.stage)
     return {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
@@ -34,6 +42,7 @@ def deepspeed_settings(
         "zero_optimization": _zero_section(zero, on_cpu),
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it would make the host wait for the GPU twice a micro-batch
     }
 
 

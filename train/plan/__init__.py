@@ -6,7 +6,7 @@ takes, ``choice`` which stage, recomputation and micro-batch to take, ``answer``
 
 from train.plan.answer import Corpus, Plan, plan
 from train.plan.choice import is_open
-from train.plan.memory import GIB, Memory, accumulation_steps, number
+from train.plan.memory import GIB, Memory, accumulation_steps, check_heads, number, readers, slice_tokens
 from train.plan.model_config import read_model_config
 from train.plan.settle import corpus_of, settle
 
@@ -16,10 +16,13 @@ __all__ = [
     "Memory",
     "Plan",
     "accumulation_steps",
+    "check_heads",
     "corpus_of",
     "is_open",
     "number",
     "plan",
     "read_model_config",
+    "readers",
     "settle",
+    "slice_tokens",
 ]

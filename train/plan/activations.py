@@ -1,5 +1,8 @@
 """Activation memory of one micro-batch in closed form: what each block keeps, and the moments that can be the peak.
 
+With a row sliced over ranks, attention keeps what came from them, which is as much as of whole heads over a slice; what
+it gives back comes as a second tensor, the next layer's own input.
+
 The formulas count the tensors of transformers' modelling files (models/llama, qwen3, gpt2, gpt_neox, bloom of 5.x),
 operator by operator, as autograd keeps them; train/trace.py runs those files on fake tensors, and the tests hold the
 two together. The workspace of flash attention's backward (an fp32 accumulator of the queries' gradient, keys and
@@ -13,8 +16,9 @@ of the compute dtype.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from train.parameters import Shape
@@ -66,19 +70,34 @@ class Work:
     dropout: float = 0.0
     chunk: int = 0
     """Positions whose logits are alive at once (train/head.py); 0: all of them, and their loss apart from the head."""
+    slices: int = 1
+    """Ranks that share a row (compute.sequence_parallel): ``tokens`` are of one slice."""
 
 
 def kept_by_block(model: Mapping[str, Any], shape: Shape, work: Work) -> Kept:
     """The ledger of one block of ``model`` (a Hugging Face config that ``shape`` was made from)."""
     match model["model_type"]:
         case "gpt2":
-            return _gpt2(model, shape, work)
+            kept = _gpt2(model, shape, work)
         case "gpt_neox":
-            return _gpt_neox(model, shape, work)
+            kept = _gpt_neox(model, shape, work)
         case "bloom":
-            return _bloom(model, shape, work)
+            kept = _bloom(model, shape, work)
         case _:
-            return _llama_like(model, shape, work)
+            kept = _llama_like(model, shape, work)
+    return kept if work.slices == 1 else replace(kept, inputs=(*kept.inputs, *kept.shared), shared=())
+
+
+def query_heads(model: Mapping[str, Any]) -> int:
+    return int(model.get("num_attention_heads") or model["n_head"])
+
+
+def key_repeats(key_heads: int, slices: int) -> int:
+    """How often each key head is sent to the ``slices`` ranks of a row: the least that gives all of them whole heads.
+
+    The number of ranks and of key heads divide that of the query heads, and so does their least common multiple.
+    """
+    return math.lcm(key_heads, slices) // key_heads
 
 
 def _llama_like(model: Mapping[str, Any], shape: Shape, work: Work) -> Kept:
@@ -89,7 +108,8 @@ def _llama_like(model: Mapping[str, Any], shape: Shape, work: Work) -> Kept:
     if model["model_type"] == "qwen3":  # norms of every query and key head
         norms += 4 * (query + key) + 4 * (query + key) // (query // heads)
         normalised += s * (query + key)
-    attention = s * (2 * query + 2 * key) + 4 * heads
+    sent = key * key_repeats(model.get("num_key_value_heads") or heads, work.slices)
+    attention = s * (2 * query + 2 * sent) + 4 * heads
     return Kept(
         always=norms + attention + 3 * s * inner,
         norm_weights=normalised,
@@ -118,9 +138,10 @@ def _gpt2(model: Mapping[str, Any], shape: Shape, work: Work) -> Kept:
 def _gpt_neox(model: Mapping[str, Any], shape: Shape, work: Work) -> Kept:
     h, s, inner = shape.hidden, work.element, model["intermediate_size"]
     norms = 1 if model.get("use_parallel_residual", True) else 2  # both norms read the same tensor
-    # the fused projection stays alive through its values; rotated queries and keys are new
+    # the fused projection stays alive through its values, unless they are exchanged; rotated queries and keys are new
+    projection = 3 * h if work.slices == 1 else h
     return Kept(
-        always=s * (norms * h + 3 * h + 2 * h + h + inner) + 4 * model["num_attention_heads"],
+        always=s * (norms * h + projection + 2 * h + h + inner) + 4 * model["num_attention_heads"],
         norm_weights=0.0,
         inputs=((h, ("query_key_value",)), (h, ("dense_h_to_4h",)), (inner, ("dense_4h_to_h",))),
         shared=((h, ("dense",)),),

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from conf.schema import RunConfig
 from train.parameters import Shape, shape_of
 from train.plan.activations import ELEMENT, Recompute
 from train.plan.choice import SHARE, Option, neighbours
-from train.plan.communication import Traffic, hiding_tokens, kept_whole, traffic
-from train.plan.memory import GIB, Memory, accumulation_steps, memory, number, trained_and_frozen
+from train.plan.communication import Traffic, exchanged, hiding_tokens, kept_whole, traffic
+from train.plan.memory import (
+    GIB,
+    Memory,
+    accumulation_steps,
+    memory,
+    number,
+    readers,
+    slice_tokens,
+    trained_and_frozen,
+)
 from train.plan.speed import Job, Speed, checkpoint_interval, goodput, speed, stall_seconds
 
 
@@ -27,6 +36,7 @@ class Corpus:
     """Share of the tokens that are targets."""
 
 
+SLICED = "compute.sequence_parallel is in none of the fitted rows, so no speed is given"
 UNKNOWN = Corpus(0, 0, 1.0)
 """Without a corpus every token may be a target: an upper bound."""
 
@@ -109,7 +119,8 @@ def plan(cfg: RunConfig, model: Mapping[str, Any], corpus: Corpus = UNKNOWN) -> 
     trained, frozen = trained_and_frozen(cfg, shape)
     world, stage = cluster.nodes * cluster.gpus_per_node, number(cfg.zero.stage)
     recompute: Recompute = policy(cfg.model.recompute)
-    micro_batches, share = accumulation_steps(cfg.batch, world), corpus.supervised
+    slices, share = cfg.compute.sequence_parallel, corpus.supervised
+    micro_batches = accumulation_steps(cfg.batch, readers(world, slices))
     stall = stall_seconds(12 * trained, cluster.storage_gib_per_s)
     interval = checkpoint_interval(stall, world)
     whole = ELEMENT[cfg.model.dtype] * (trained + frozen)
@@ -126,15 +137,26 @@ def plan(cfg: RunConfig, model: Mapping[str, Any], corpus: Corpus = UNKNOWN) -> 
         stall_s=stall,
         interval_s=interval,
         goodput=goodput(stall, interval, world),
-        speed=speed(job_of(cfg, shape, share)),
-        traffic=traffic(
-            trained=trained,
-            whole=whole,
-            stage=stage,
-            dtype=cfg.model.dtype,
-            micro_batches=micro_batches,
-            world=world,
-            stays=kept_whole(shape.total, shape.vocab * shape.hidden, cfg.zero.max_live_parameters),
+        speed=SLICED if slices > 1 else speed(job_of(cfg, shape, share)),
+        traffic=replace(
+            traffic(
+                trained=trained,
+                whole=whole,
+                stage=stage,
+                dtype=cfg.model.dtype,
+                micro_batches=micro_batches,
+                world=world,
+                stays=kept_whole(shape.total, shape.vocab * shape.hidden, cfg.zero.max_live_parameters),
+            ),
+            all_to_all=micro_batches
+            * exchanged(
+                model,
+                shape,
+                tokens=slice_tokens(cfg, number(cfg.batch.micro_size) * cfg.data.seq_len),
+                slices=slices,
+                element=ELEMENT[cfg.model.dtype],
+                recomputed=SHARE[recompute],
+            ),
         ),
         hiding_tokens=hiding_tokens(cluster.node_gbit_per_s),
         gpu_memory_gib=cluster.gpu_memory_gib,

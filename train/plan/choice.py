@@ -16,7 +16,7 @@ from conf.schema import RunConfig
 from train.parameters import shape_of
 from train.plan.activations import Recompute
 from train.plan.communication import hiding_tokens
-from train.plan.memory import GIB, Memory, memory, number
+from train.plan.memory import GIB, Memory, memory, number, readers, slice_tokens
 
 MARGIN = 0.05
 """Share of the device's memory that a chosen plan leaves free: the formulas' own error, and rows with more targets."""
@@ -72,7 +72,13 @@ def options(cfg: RunConfig, model: Mapping[str, Any], supervised: float) -> list
     for stage, recompute, micro in _combinations(cfg):
         trial = with_choice(cfg, stage, recompute, micro)
         used = memory(trial, model, shape, stage=stage, recompute=recompute, supervised=supervised)
-        time = cost(stage, recompute, micro * cfg.data.seq_len, cfg.cluster.node_gbit_per_s, cfg.cluster.nodes)
+        time = cost(
+            stage,
+            recompute,
+            slice_tokens(cfg, micro * cfg.data.seq_len),
+            cfg.cluster.node_gbit_per_s,
+            cfg.cluster.nodes,
+        )
         found.append(Option(stage, recompute, micro, used, time, used.device <= limit))
     return found
 
@@ -97,9 +103,10 @@ def _micro_sizes(cfg: RunConfig) -> list[int]:
     """Powers of two up to a rank's share of the global batch and to MOST_TOKENS."""
     if cfg.batch.micro_size != "auto":
         return [cfg.batch.micro_size]
-    rows = -(-cfg.batch.global_size // (cfg.cluster.nodes * cfg.cluster.gpus_per_node))
+    world = cfg.cluster.nodes * cfg.cluster.gpus_per_node
+    rows = -(-cfg.batch.global_size // readers(world, cfg.compute.sequence_parallel))
     sizes = [2**power for power in range(rows.bit_length()) if 2**power <= rows]
-    return [size for size in sizes if size == 1 or size * cfg.data.seq_len <= MOST_TOKENS]
+    return [size for size in sizes if size == 1 or slice_tokens(cfg, size * cfg.data.seq_len) <= MOST_TOKENS]
 
 
 def choose(found: list[Option]) -> Option | None:

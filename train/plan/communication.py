@@ -7,9 +7,12 @@ reduce-scatter's bytes over each link, twice that for an all-reduce (Patarasuk a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
-from train.plan.activations import ELEMENT
+from train.parameters import Shape
+from train.plan.activations import ELEMENT, key_repeats, query_heads
 
 PEAK_FLOPS = 989e12
 """Dense bf16 FLOP/s of one H100 or H200 (NVIDIA's data sheet)."""
@@ -24,14 +27,14 @@ class Traffic:
     all_reduce: float = 0.0
     reduce_scatter: float = 0.0
     all_gather: float = 0.0
+    all_to_all: float = 0.0
 
     def on_the_wire(self, world: int) -> float:
-        """Bytes that leave one rank in a ring over ``world`` ranks."""
+        """Bytes that leave one rank in a ring over ``world`` ranks, without those exchanged among a few of them."""
         return (2 * self.all_reduce + self.reduce_scatter + self.all_gather) * (world - 1) / world
 
     def gib(self) -> dict[str, float]:
-        parts = {"all_reduce": self.all_reduce, "reduce_scatter": self.reduce_scatter, "all_gather": self.all_gather}
-        return {name: round(size / 2**30, 3) for name, size in parts.items()}
+        return {each.name: round(getattr(self, each.name) / 2**30, 3) for each in fields(self)}
 
 
 def traffic(
@@ -58,6 +61,24 @@ def traffic(
                 reduce_scatter=float(size * trained * micro_batches),
                 all_gather=(2.0 - stays) * whole * micro_batches,
             )
+
+
+def exchanged(
+    model: Mapping[str, Any], shape: Shape, *, tokens: int, slices: int, element: int, recomputed: float
+) -> float:
+    """Bytes that one rank hands to the all-to-alls of a micro-batch whose row is sliced over ``slices`` ranks.
+
+    In every layer the queries, keys and values of its ``tokens`` and the attention's output, forward and backward, and
+    forward once more in the share ``recomputed`` of the blocks (Jacobs et al. 2023, section 3.2). ``element``: bytes of
+    one number. A part of 1 / slices stays where it is.
+    """
+    if slices == 1:
+        return 0.0
+    heads = query_heads(model)
+    key_heads = int(model.get("num_key_value_heads") or heads)
+    size = int(model.get("head_dim") or shape.hidden // heads)
+    sent = 2 * heads + 2 * key_heads * key_repeats(key_heads, slices)
+    return (2.0 + recomputed) * shape.layers * tokens * sent * size * element
 
 
 def kept_whole(parameters: int, head: int, max_live: int) -> float:

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from conf.errors import InternalError
+from conf.errors import ConfigError, InternalError
 from conf.schema import BatchConfig, FullTuning, LoraTuning, RunConfig
 from train.adapters import adapted_linears, frozen_size, head_is_wrapped, new_elements, virtual_tokens, whole_elements
 from train.chunks import chunk_size
 from train.parameters import Shape
-from train.plan.activations import ELEMENT, Moment, Recompute, Work, step_peaks
+from train.plan.activations import ELEMENT, Moment, Recompute, Work, query_heads, step_peaks
 
 GIB = 2**30
 CONTEXT_BYTES = GIB
@@ -93,8 +93,37 @@ def number(setting: int | Literal["auto"]) -> int:
     return setting
 
 
+def readers(world: int, sequence_parallel: int) -> int:
+    """Groups of ``sequence_parallel`` ranks, each of which has its own rows. ConfigError if they are not whole."""
+    if world % sequence_parallel:
+        fitting = ", ".join(str(size) for size in range(1, world + 1) if world % size == 0)
+        raise ConfigError(
+            f"compute.sequence_parallel: {sequence_parallel} was asked for on {world} rank{'s' if world > 1 else ''}, "
+            f"not whole groups of {sequence_parallel}; {fitting} works"
+        )
+    return world // sequence_parallel
+
+
+def check_heads(heads: int, sequence_parallel: int) -> None:
+    """Raise ConfigError unless so many ranks can share out the query heads of a model evenly."""
+    if heads % sequence_parallel:
+        fitting = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
+        raise ConfigError(
+            f"compute.sequence_parallel: {sequence_parallel} was asked for a model of {heads} query heads, which so "
+            f"many ranks cannot share out evenly; {fitting} works"
+        )
+
+
+def slice_tokens(cfg: RunConfig, tokens: int) -> int:
+    """Of a micro-batch of so many ``tokens``, those that one rank computes."""
+    return -(-tokens // cfg.compute.sequence_parallel)
+
+
 def accumulation_steps(batch: BatchConfig, world: int) -> int:
-    """Micro-batches per rank and step: ceil(global_size / (world * micro_size)); the last slots may be empty."""
+    """Micro-batches per rank and step: ceil(global_size / (world * micro_size)); the last slots may be empty.
+
+    ``world``: ranks with rows of their own (``readers``).
+    """
     return -(-batch.global_size // (world * number(batch.micro_size)))
 
 
@@ -142,17 +171,19 @@ def work_of(cfg: RunConfig, shape: Shape, supervised: float) -> Work:
     What adapters other than LoRA keep for the backward pass is left out: it is small beside the blocks' own.
     """
     row, flat = cfg.data.seq_len + virtual_tokens(cfg.tuning), cfg.data.pack == "exact"
-    tokens, element, tuning = number(cfg.batch.micro_size) * row, ELEMENT[cfg.model.dtype], cfg.tuning
+    rows, element, tuning = number(cfg.batch.micro_size) * row, ELEMENT[cfg.model.dtype], cfg.tuning
+    slices, tokens = cfg.compute.sequence_parallel, slice_tokens(cfg, rows)
     logits, chunk = tokens, 0
     if cfg.compute.targets_only_head and flat:
-        logits = math.ceil(tokens * supervised)
+        # Of a sliced row, one slice may hold all targets: the answer to a long document does.
+        logits = min(tokens, math.ceil(rows * supervised))
         chunk = 0 if shape.capped or head_is_wrapped(tuning) else chunk_size(logits, shape.vocab)
     if isinstance(tuning, FullTuning):
-        return Work(tokens, logits, row, element, chunk=chunk)
+        return Work(tokens, logits, row, element, chunk=chunk, slices=slices)
     if not isinstance(tuning, LoraTuning):
-        return Work(tokens, logits, row, element, (), 0, 0.0, chunk)
+        return Work(tokens, logits, row, element, (), 0, 0.0, chunk, slices)
     adapted = tuple(linear.name for linear in adapted_linears(tuning, shape))
-    return Work(tokens, logits, row, element, adapted, tuning.rank, tuning.dropout, chunk)
+    return Work(tokens, logits, row, element, adapted, tuning.rank, tuning.dropout, chunk, slices)
 
 
 def memory(
@@ -162,11 +193,13 @@ def memory(
 
     With one micro-batch per step, stages 0 and 2 hold no gradient while activations are at their highest.
     """
+    check_heads(query_heads(model), cfg.compute.sequence_parallel)
     trained, frozen = trained_and_frozen(cfg, shape)
     world, dtype = cfg.cluster.nodes * cfg.cluster.gpus_per_node, cfg.model.dtype
     held = states(trained, ELEMENT[dtype] * frozen, stage=stage, world=world, dtype=dtype, offload=cfg.zero.offload)
     moments = step_peaks(model, shape, work_of(cfg, shape, supervised), recompute)
-    between = stage in (1, 3) or accumulation_steps(cfg.batch, world) > 1
+    own_rows = readers(world, cfg.compute.sequence_parallel)
+    between = stage in (1, 3) or accumulation_steps(cfg.batch, own_rows) > 1
     buckets, gathered = _buckets(cfg, stage), _gathered(cfg, shape, stage)
 
     def at(phase: str, moment: Moment, *, gradients: bool, during: bool) -> Memory:
