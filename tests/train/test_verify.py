@@ -134,12 +134,13 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
     return Proof(small, corpus.path, tokenizer.pad_id, tokenizer.eos_id, tokenizer.vocab_size)
 
 
+@pytest.mark.timeout(900)  # forty comparisons on two ranks: a busy machine takes several minutes
 def test_every_mutation_is_caught_and_named(proof: Proof) -> None:
     chosen = cases("exact")
     found: dict[str, list[tuple[Any, int]]] = {}
     for world in (1, 2):
         mine = [case for case in chosen if case.world == world]
-        for name, results in run_distributed(all_results, world, proof, mine)[0].items():
+        for name, results in run_distributed(all_results, world, proof, mine, timeout=400)[0].items():
             found.setdefault(name, []).extend(results)
     comparisons, plain = compare(proof, chosen, found.pop("none"))
     assert all(each.holds for each in comparisons), comparisons
