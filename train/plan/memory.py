@@ -16,7 +16,8 @@ from conf.errors import InternalError
 from conf.schema import BatchConfig, FullTuning, LoraTuning, RunConfig
 from train.adapters import adapted_linears, frozen_size, new_elements, virtual_tokens, whole_elements
 from train.parameters import Shape
-from train.plan.activations import ELEMENT, Moment, Recompute, Work, step_peaks
+from train.plan.activations import ELEMENT, Moment, Recompute, step_peaks
+from train.plan.blocks import Work
 
 GIB = 2**30
 CONTEXT_BYTES = GIB
