@@ -92,7 +92,7 @@ def experiment(name: str, alpaca: Path, folder: Path) -> list[str]:
         overrides += [f"model.path={model}", "model.tokenizer=train", "model.vocab_size=512"]
     sources = compose(overrides).data.sources
     rows = [f"data.sources.{source}.rows=200" for source in sources]
-    overrides += ["data.bad_row_budget=0.9"]
+    overrides += ["data.bad_row_budget=0.9"]  # a vocabulary of 512 makes some samples longer than a row
     return overrides + rows + [f"data.sources.{source}.path={alpaca}" for source in sources if source == "alpaca"]
 
 
