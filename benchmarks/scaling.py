@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from launch.plan_sweep import Point, lines, plot, sweep
+from launch.plan_plot import plot
+from launch.plan_sweep import Point, lines, sweep
 from train.plan.speed import fitted
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -46,7 +47,9 @@ def page() -> str:
     for name, (title, overrides) in RUNS.items():
         table = "\n".join(lines("nodes", points(name)))
         command = " ".join(overrides)
-        parts.append(f"## {title}\n\n`{command}`, stage, recomputation and micro-batch `auto`\n\n```\n{table}\n```\n")
+        picture = f"![memory and speed by nodes](scaling-{name}.png)"
+        settings = f"`{command}`, stage, recomputation and micro-batch `auto`"
+        parts.append(f"## {title}\n\n{settings}\n\n```\n{table}\n```\n\n{picture}\n")
     return "\n".join(parts)
 
 
@@ -54,7 +57,7 @@ def main() -> int:
     (DOCS / "scaling.md").write_text(page(), encoding="utf-8")
     if "--plot" in sys.argv:
         for name in RUNS:
-            plot(points(name), DOCS / f"scaling-{name}.png")
+            plot("nodes", points(name), DOCS / f"scaling-{name}.png")
     return 0
 
 

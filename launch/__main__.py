@@ -17,7 +17,7 @@ from pathlib import Path
 from conf.compose import config_from_argv
 from conf.errors import ConfigError, CorralError, describe, leave_with_code
 from conf.schema import RunConfig
-from launch import plan_sweep
+from launch import plan_plot, plan_sweep
 from launch.batch_job import begin, finish
 from launch.plan import one_line, planned, size, table, to_json, traced
 from launch.prepare import ensure_corpus
@@ -113,9 +113,9 @@ def show_plan(arguments: Sequence[str]) -> int:
 
 def show_sweep(arguments: Sequence[str], options: Mapping[str, str]) -> int:
     points = plan_sweep.sweep(arguments, options["--sweep"])
-    if "--plot" in options:
-        plan_sweep.plot(points, Path(options["--plot"]))
     key = options["--sweep"].partition("=")[0]
+    if "--plot" in options:
+        plan_plot.plot(key, points, Path(options["--plot"]))
     print(plan_sweep.to_json(points) if "--json" in options else "\n".join(plan_sweep.lines(key, points)))
     return 0
 

@@ -20,7 +20,8 @@ from conf.schema import RunConfig
 from launch.torchrun import child_environment
 from train.plan import GIB, Memory, Plan, corpus_of, is_open, plan, read_model_config, settle, slice_tokens
 
-COLUMNS = ("weights", "grads", "optim", "gather", "activ", "logits", "rest", "total", "fits")
+PARTS = ("weights", "grads", "optim", "gather", "activ", "logits", "rest")
+COLUMNS = (*PARTS, "total", "fits")
 WIDTH = 80
 TRACE_S = 300.0
 """A trace takes seconds; after this long something is wrong."""
@@ -151,12 +152,17 @@ def _row(mark: str, name: str, cells: tuple[str, ...]) -> str:
     return f"{mark:1} {name:<9}" + "".join(f"{cell:>8}" for cell in sizes) + f"{fits:>5}"
 
 
-def _memory_row(found: Plan, name: object, memory: Memory, chosen: bool) -> str:
+def parts(memory: Memory) -> dict[str, float]:
+    """Bytes on the device, by the names that tables and pictures have for them."""
     gradients, activations = memory.gradients + memory.accumulation, memory.activations + memory.passing
     rest = memory.buckets + memory.context + memory.fragmentation
-    parts = (memory.weights, gradients, memory.optimizer, memory.gathered, activations, memory.logits, rest)
+    found = (memory.weights, gradients, memory.optimizer, memory.gathered, activations, memory.logits, rest)
+    return dict(zip(PARTS, found, strict=True))
+
+
+def _memory_row(found: Plan, name: object, memory: Memory, chosen: bool) -> str:
     fits = "yes" if found.fits(memory) else "no"
-    cells = (*(f"{part / unit_of(found)[1]:.1f}" for part in (*parts, memory.device)), fits)
+    cells = (*(f"{part / unit_of(found)[1]:.1f}" for part in (*parts(memory).values(), memory.device)), fits)
     return _row(">" if chosen else "", str(name), cells)
 
 

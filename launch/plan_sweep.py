@@ -6,11 +6,10 @@ import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from conf.compose import config_from_argv
-from conf.errors import ConfigError, CorralError, Unavailable
+from conf.errors import ConfigError, CorralError
 from launch.plan import Answer, planned, with_nodes
 from train.plan import GIB, slice_tokens
 
@@ -69,36 +68,3 @@ def to_json(points: Sequence[Point]) -> str:
         point.value: point.answer.found.to_dict() if point.answer else {"reason": point.reason} for point in points
     }
     return json.dumps(found, indent=1)
-
-
-def plot(points: Sequence[Point], path: Path) -> None:
-    """A PNG: memory per process as stacked parts, and tokens per second with its bracket, over the swept values."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise Unavailable("--plot needs matplotlib: pip install -c constraints.txt matplotlib") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    drawn = [(point.value, point.answer.found) for point in points if point.answer]
-    if not drawn:
-        raise ConfigError("--plot: no value of the sweep has a plan, so there is nothing to draw")
-    names = [value for value, _ in drawn]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    bottom = [0.0] * len(drawn)
-    for part in ("weights", "gradients", "accumulation", "optimizer", "gathered", "activations", "logits", "passing"):
-        heights = [getattr(found.chosen, part) / GIB for _, found in drawn]
-        left.bar(names, heights, bottom=bottom, label=part)
-        bottom = [low + high for low, high in zip(bottom, heights, strict=True)]
-    left.axhline(drawn[0][1].gpu_memory_gib, color="black", linestyle="--")
-    left.set(title="memory per process at its peak", ylabel="GiB")
-    left.legend(fontsize=7)
-    fast = [(name, found) for name, found in drawn if not isinstance(found.speed, str)]
-    for bound in ("low", "high"):
-        right.plot(
-            [name for name, _ in fast], [getattr(found.speed, bound) * found.world for _, found in fast], label=bound
-        )
-    right.set(title="tokens per second, all processes", yscale="log")
-    right.legend(fontsize=7)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)

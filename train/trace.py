@@ -155,8 +155,11 @@ def _fuse_dropout(model: nn.Module) -> None:
                 setattr(module, name, _FusedDropout(child.p))
 
 
-def _materialise(model: nn.Module) -> None:
-    """Give every parameter and buffer of a meta model a fake storage; tied ones one storage."""
+def materialise(model: nn.Module) -> None:
+    """Give all parameters and buffers of a meta model fake storages, tied ones one; gradients are dropped as they come.
+
+    Call under FakeTensorMode, with a model made outside of it: a buffer made inside is neither meta nor fake.
+    """
     made: dict[int, torch.Tensor] = {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
@@ -176,6 +179,9 @@ def _materialise(model: nn.Module) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = fake(buffer)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop)  # type: ignore[no-untyped-call]
 
 
 def step_peaks(cfg: RunConfig, model: Mapping[str, Any], layers: int, targets: int) -> dict[str, int]:
@@ -183,9 +189,9 @@ def step_peaks(cfg: RunConfig, model: Mapping[str, Any], layers: int, targets: i
 
     Dropped, because sharded data parallelism takes each gradient into its own buffers at once (counted elsewhere).
     """
-    block = family(model["model_type"]).block_class
+    block, network = family(model["model_type"]).block_class, meta_model(cfg, model, layers)
     with FakeTensorMode():
-        network = materialised(cfg, model, layers)
+        materialise(network)
         live = Live()
         for tensor in [*network.parameters(), *network.buffers()]:
             live.watch(tensor)
@@ -194,16 +200,6 @@ def step_peaks(cfg: RunConfig, model: Mapping[str, Any], layers: int, targets: i
         with live:
             one_micro_batch(network, cfg, targets)
     return {phase: peak - base for phase, peak in live.peaks.items()}
-
-
-def materialised(cfg: RunConfig, model: Mapping[str, Any], layers: int) -> nn.Module:
-    """The model with fake weights, whose gradients are dropped as they come. Call under FakeTensorMode."""
-    network = meta_model(cfg, model, layers)
-    _materialise(network)
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(_drop)  # type: ignore[no-untyped-call]
-    return network
 
 
 def one_micro_batch(network: nn.Module, cfg: RunConfig, targets: int) -> None:

@@ -12,6 +12,8 @@ import pytest
 from conf.compose import ROOT, compose, groups
 from data_prep.prepare import prepare
 from tests.end_to_end.commands import tiny_run
+from train.models import family
+from train.plan.model_config import KNOWN
 from train.verify import proof_of, prove, verdict
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -90,7 +92,7 @@ def experiment(name: str, alpaca: Path, folder: Path) -> list[str]:
         overrides += [f"model.path={model}", "model.tokenizer=train", "model.vocab_size=512"]
     sources = compose(overrides).data.sources
     rows = [f"data.sources.{source}.rows=200" for source in sources]
-    overrides += ["data.seq_len=512", "data.bad_row_budget=0.9"]  # a vocabulary of 512 makes long samples
+    overrides += ["data.bad_row_budget=0.9"]  # a vocabulary of 512 makes some samples longer than a row
     return overrides + rows + [f"data.sources.{source}.path={alpaca}" for source in sources if source == "alpaca"]
 
 
@@ -108,6 +110,24 @@ def test_a_shrunken_copy_of_every_experiment_holds(real_data: Callable[[str], Pa
     for name, proof, (comparisons, plain) in zip(names, proofs, prove(proofs, tmp_path), strict=True):
         print(f"{name}: {max(comparisons, key=lambda each: each.error)}")
         assert all(each.holds for each in comparisons), (name, verdict(proof.cfg, comparisons, plain))
+
+
+@pytest.mark.parity
+@pytest.mark.timeout(900)
+def test_a_shrunken_copy_of_every_family_holds(tmp_path: Path) -> None:
+    """As ``python -m train.verify model=NAME`` would, one model of each family, on one corpus."""
+    models = {model["model_type"]: model for model in json.loads(KNOWN.read_text()).values()}
+    proofs, run = [], tiny_run(tmp_path, "run")
+    prepare(compose(run), argv=run)
+    for kind, model in models.items():
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "config.json").write_text(json.dumps(model))
+        overrides = [*run, "model.config=null", "model.init=pretrained", f"model.path={tmp_path / kind}", "zero=3"]
+        overrides += [] if family(kind).packing else ["data.pack=none"]
+        proofs.append(proof_of(compose(overrides), overrides, tmp_path / "small" / kind, "fp32"))
+    for kind, proof, (comparisons, plain) in zip(models, proofs, prove(proofs, tmp_path), strict=True):
+        print(f"{kind}: {max(comparisons, key=lambda each: each.error)}")
+        assert all(each.holds for each in comparisons), (kind, verdict(proof.cfg, comparisons, plain))
 
 
 @pytest.mark.parity

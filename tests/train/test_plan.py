@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from conf.compose import compose
+from conf.compose import ROOT, compose, groups
 from conf.errors import ConfigError, MissingInput
 from conf.frozen import save
 from conf.schema import ModelConfig
 from train.models import family
 from train.parameters import shape_of
 from train.plan import GIB, Corpus, plan, read_model_config, settle
-from train.plan.activations import Work, block_bytes, kept_by_block, step_peaks
+from train.plan.activations import step_peaks
+from train.plan.blocks import Work, block_bytes, kept_by_block
 from train.plan.choice import MARGIN, choose, keep_frozen, options
 from train.plan.communication import hiding_tokens, traffic
 from train.plan.memory import memory, states
@@ -141,8 +142,16 @@ def test_the_table_of_known_models_has_their_published_sizes() -> None:
         "openai-community/gpt2": 124_439_808,
         "EleutherAI/pythia-160m": 162_322_944,
         "bigscience/bloom-560m": 559_214_592,
+        "Qwen/Qwen2.5-0.5B": 494_032_768,
+        "allenai/OLMo-2-0425-1B": 1_484_916_736,
+        "google/gemma-2-2b": 2_614_341_888,
+        "google/gemma-3-1b-pt": 999_885_952,
+        "microsoft/phi-2": 2_779_683_840,
+        "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,
     }
     table = json.loads(KNOWN.read_text())
+    offered = {compose([f"model={name}"]).model.path for name in groups([ROOT])["model"]}
+    assert {path for path in offered if path and not path.startswith("outputs/")} <= table.keys()
     assert {name: shape_of(model).total for name, model in table.items()} == published
 
 
@@ -294,7 +303,7 @@ def test_auto_is_resolved_and_an_earlier_choice_is_kept(tmp_path: Path) -> None:
 
 def test_what_fits_nowhere_is_said_with_what_would() -> None:
     cfg = compose(["model=llama31_8b", "cluster.gpu_memory_gib=16.0", *OPEN])
-    with pytest.raises(ConfigError, match=r"the smallest plan \(zero=1 recompute=full micro=1\) needs .* tuning=lora"):
+    with pytest.raises(ConfigError, match=r"the smallest plan \(zero=2 recompute=full micro=1\) needs .* tuning=lora"):
         settle(cfg, nodes=1, per_node=1)
 
 

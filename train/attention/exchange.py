@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from train.plan.activations import key_repeats
+from train.plan.blocks import key_repeats
 
 
 @dataclass(frozen=True)

@@ -91,12 +91,15 @@ def _combinations(cfg: RunConfig) -> Iterator[tuple[int, Recompute, int]]:
 
 
 def _stages(cfg: RunConfig) -> list[int]:
-    """Stages that the other settings allow: bf16 needs 1 or more, offloaded parameters 3."""
+    """Stages that the other settings allow: bf16 needs 1 or more, offloaded parameters 3.
+
+    On one process 3 has nothing to shard, but 2 keeps a gradient once that 1 in bf16 keeps twice.
+    """
     if cfg.zero.offload == "all":
         return [3]
     first = 1 if cfg.model.dtype == "bf16" or cfg.zero.offload == "optimizer" else 0
     alone = cfg.cluster.nodes * cfg.cluster.gpus_per_node == 1
-    return [first] if alone else list(range(first, 4))
+    return list(range(first, 3 if alone else 4))
 
 
 def _micro_sizes(cfg: RunConfig) -> list[int]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from train.parameters import Shape
-from train.plan.activations import ELEMENT, key_repeats, query_heads
+from train.plan.activations import ELEMENT
+from train.plan.blocks import key_repeats, query_heads
 
 PEAK_FLOPS = 989e12
 """Dense bf16 FLOP/s of one H100 or H200 (NVIDIA's data sheet)."""

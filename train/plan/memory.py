@@ -17,7 +17,8 @@ from conf.schema import BatchConfig, FullTuning, LoraTuning, RunConfig
 from train.adapters import adapted_linears, frozen_size, head_is_wrapped, new_elements, virtual_tokens, whole_elements
 from train.chunks import chunk_size
 from train.parameters import Shape
-from train.plan.activations import ELEMENT, Moment, Recompute, Work, query_heads, step_peaks
+from train.plan.activations import ELEMENT, Moment, Recompute, step_peaks
+from train.plan.blocks import Work, query_heads
 
 GIB = 2**30
 CONTEXT_BYTES = GIB

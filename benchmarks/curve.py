@@ -1,0 +1,88 @@
+"""A short run on real rows, and the loop anyone would write for it: transformers' own loss, torch's AdamW.
+
+Both see the same samples in every update, so that their losses can be compared one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from conf.schema import RunConfig
+from data_prep.shards import open_corpus
+from data_prep.stream import Stream
+from train.batch import IGNORE
+
+STEPS, SEQ_LEN, ROWS = 50, 512, 4
+LR, DECAY, BETAS, EPS, CLIP = 1e-3, 0.1, (0.9, 0.95), 1e-8, 1.0
+
+
+def overrides(model: Path, alpaca: Path, folder: Path) -> list[str]:
+    """The run: stories260K on 2,000 rows of Alpaca, packed, fp32, its parts below ``folder``."""
+    return [
+        "name=curve",
+        f"run_dir={folder / 'run'}",
+        f"model.path={model}",
+        "model.dtype=fp32",
+        "data=alpaca",
+        f"data.sources.alpaca.path={alpaca}",
+        "data.sources.alpaca.rows=2000",
+        f"data.seq_len={SEQ_LEN}",
+        "data.bad_row_budget=0.5",  # 512 tokens of a vocabulary of 512 are short for an Alpaca row
+        f"data.prepared={folder / 'corpus'}",
+        "zero=2",
+        f"batch.global_size={ROWS}",
+        "batch.micro_size=1",
+        f"optim.lr={LR}",
+        f"optim.weight_decay={DECAY}",
+        "schedule=constant",
+        f"schedule.max_steps={STEPS}",
+        "evaluation=skip",
+        "tracker=jsonl",
+    ]
+
+
+@dataclass(frozen=True)
+class Sample:
+    ids: list[int]
+    mask: list[int]
+    """1 where the token is a target."""
+
+    @property
+    def labels(self) -> list[int]:
+        return [token if target else IGNORE for token, target in zip(self.ids, self.mask, strict=True)]
+
+
+def updates(cfg: RunConfig, corpus: Path) -> Iterator[tuple[int, list[Sample]]]:
+    """Targets and samples of every update, as the stream plans them."""
+    split = open_corpus(corpus, verify="sizes").split("train")["alpaca"]
+    stream = Stream({"alpaca": split}, cfg.data, seed=cfg.seed, global_size=ROWS, max_steps=STEPS)
+    for plan in stream:
+        rows = [row for packed in plan.rows for _, row in packed.samples]
+        yield plan.targets, [Sample(*(each.tolist() for each in split.tokens(row))) for row in rows]
+
+
+def plain_losses(cfg: RunConfig, corpus: Path) -> list[float]:
+    """Mean loss over the targets of each update before it is made, sample by sample."""
+    model = AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32).train()
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, eps=EPS)
+    curve = []
+    for targets, samples in updates(cfg, corpus):
+        total = 0.0
+        for sample in samples:
+            ids, labels = torch.tensor([sample.ids]), torch.tensor([sample.labels])
+            loss = model(input_ids=ids, labels=labels, num_items_in_batch=targets, use_cache=False).loss
+            loss.backward()
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        curve.append(total)
+    return curve
