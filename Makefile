@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 # Per environment: two environments that share compiled ops rebuild them for each other for ever.
 export TORCH_EXTENSIONS_DIR := $(venv)/torch_extensions
 
-.PHONY: help env .venv demo demo-clean test test-slow test-gpu parity lint bench bench-train bench-data faults slurm-test clean
+.PHONY: help env .venv demo demo-clean test test-slow test-gpu parity lint bench bench-train bench-gpu bench-data faults slurm-test clean
 
 help:
 	@echo "make demo        prepare, tune, evaluate, export and chat on this machine (two processes, no GPU)"
@@ -31,6 +31,7 @@ help:
 	@echo "make parity      gradients in every geometry against plain torch (fp32)"
 	@echo "make lint        ruff, mypy, the import contract, shellcheck"
 	@echo "make bench       planning, start-up, the plan's accuracy; make bench-train: speed beside HF Trainer and TRL"
+	@echo "make bench-gpu   training speed on one NVIDIA GPU, switch by switch and beside HF Trainer and TRL"
 	@echo "make bench-data  the data engine beside Grain, Hugging Face datasets and Mosaic Streaming"
 	@echo "make env         only the environment, $(VENV)"
 	@echo "make demo-clean  forget the demo's runs; make clean: caches and build folders"
@@ -89,6 +90,11 @@ bench: $(stamp)
 bench-train: $(stamp)
 	"$(bin)/python" -m pip install --quiet -c constraints.txt -e '.[bench]'
 	"$(bin)/python" -m benchmarks.train_speed
+
+bench-gpu: $(stamp)
+	"$(bin)/python" -m pip install --quiet -c constraints.txt -e '.[bench,gpu]'
+	"$(bin)/python" -m benchmarks.gpu_speed prepare outputs/bench-gpu
+	"$(bin)/python" -m benchmarks.gpu_speed run outputs/bench-gpu
 
 bench-data: $(stamp)
 	"$(bin)/python" -m benchmarks.data_engine

@@ -9,7 +9,7 @@ et al. 2022, PaLM, appendix B); logits count only where they are computed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -17,6 +17,8 @@ from conf.schema import FullTuning, RunConfig
 from data_prep.stream import GlobalStep
 from train.adapters import matrix_elements
 from train.parameters import Shape, shape_of
+from train.plan.activations import Recompute
+from train.recompute import STRIDE
 
 # Dense matrix FLOP/s of one device by the first part of its name that fits, from the vendors' data sheets.
 PEAK_BF16: tuple[tuple[str, float], ...] = (
@@ -77,6 +79,18 @@ def training_flops(
     head = shape.hidden * shape.vocab
     attention = 3.0 * 4.0 * attention_width(shape) * shape.layers * pairs
     return per_element * (matrices * positions + head * head_positions) + 6.0 * adapter * positions + attention
+
+
+def recomputed_flops(model_config: Mapping[str, Any], plan: GlobalStep, cfg: RunConfig) -> float:
+    """FLOPs that activation checkpointing adds to a step: the forward pass of the blocks that it computes again."""
+    shape, stride = shape_of(model_config), STRIDE[cast(Recompute, cfg.model.recompute)]
+    if not stride:
+        return 0.0
+    blocks = -(-shape.layers // stride) / shape.layers
+    matrices = shape.layers * sum(linear.inputs * linear.outputs for linear in shape.linears)
+    matrices += matrix_elements(cfg.tuning, shape)
+    attention = 4.0 * attention_width(shape) * shape.layers * plan.pairs
+    return blocks * (2.0 * matrices * plan.positions + attention)
 
 
 def attention_width(shape: Shape) -> int:

@@ -24,7 +24,7 @@ from train.ending import leave
 from train.engine import init_distributed
 from train.engine.engine import close_distributed
 from train.evaluate import evaluate_all, write_samples
-from train.flops import device_peak, step_flops
+from train.flops import device_peak, recomputed_flops, step_flops
 from train.loop import StepReport, training_steps
 from train.metrics import count, peak_memory_gib, step_metrics
 from train.optim import lr_at
@@ -194,6 +194,7 @@ def record(run: Run, report: StepReport) -> None:
             seq_len=run.cfg.data.seq_len,
             world=run.ranks.world,
             flops=step_flops(run.model_config, report.plan, run.cfg),
+            recomputed=recomputed_flops(run.model_config, report.plan, run.cfg),
             peak=device_peak(run.ranks.device, run.cfg.model.dtype),
         )
         run.tracker.log(run.state.step, metrics)

@@ -29,9 +29,22 @@ def count(state: TrainState, report: StepReport, names: Sequence[str]) -> None:
 
 
 def step_metrics(
-    state: TrainState, report: StepReport, *, names: Sequence[str], seq_len: int, world: int, flops: float, peak: float
+    state: TrainState,
+    report: StepReport,
+    *,
+    names: Sequence[str],
+    seq_len: int,
+    world: int,
+    flops: float,
+    recomputed: float,
+    peak: float,
 ) -> dict[str, float]:
-    """One line of metrics. ``flops``: of this step, all ranks; ``peak``: FLOP/s of one device, 0 if unknown."""
+    """One line of metrics. ``flops``, ``recomputed``: of this step, all ranks, the second beside the first; ``peak``:
+    FLOP/s of one device, 0 if unknown.
+
+    Model FLOPs utilisation and hardware's (Chowdhery et al. 2022, appendix B) are of what is computed: packing leaves
+    no padding, a shared prefix counts once. Tokens and samples per second are of the samples, whole.
+    """
     plan, seconds = report.plan, max(report.seconds, 1e-9)
     metrics = {
         "train/loss": report.loss,
@@ -51,6 +64,7 @@ def step_metrics(
     }
     if peak:
         metrics["perf/mfu"] = flops / seconds / (peak * world)
+        metrics["perf/hfu"] = (flops + recomputed) / seconds / (peak * world)
     return metrics | _source_metrics(state, names, dict(zip(names, plan.epochs, strict=True)))
 
 

@@ -237,7 +237,7 @@ def test_the_words_for_a_wrong_field(changes: dict[str, Any], line: str) -> None
             ["attention.backend: flash2 cannot let", "attention=packed"],
         ),
         ({"tuning": {"method": "lora", "dropout": 0.1}}, ["tuning.dropout: 0.1 would drop", "data.share_prefix=false"]),
-        ({"compute.prune_last_layer": True}, ["compute.prune_last_layer: true is not available"]),
+        ({"compute.prune_last_layer": True}, ["compute.prune_last_layer: true was measured to gain nothing"]),
         ({"checkpoint.background": True}, ["checkpoint.background: true is not available"]),
         ({"data.sources": {}}, ["data.sources: empty; add a source with +data.sources.NAME="]),
         ({"data.sources.a.weight": 0}, ["every weight is 0"]),

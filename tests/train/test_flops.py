@@ -11,7 +11,7 @@ from conf.compose import compose
 from data_prep.stream import GlobalStep, Stream
 from tests.data_prep.streams import FakeSplit, data_config
 from tests.tiny import tiny_config, tiny_model
-from train.flops import device_peak, step_flops, training_flops
+from train.flops import device_peak, recomputed_flops, step_flops, training_flops
 from train.parameters import shape_of
 
 LENGTH = 32
@@ -70,6 +70,15 @@ def test_frozen_matrices_cost_two_thirds() -> None:
     adapters = shape.adapters(2)
     attention = 12 * 32 * shape.layers * 55
     assert lora == pytest.approx(4 * 10 * matrices + 6 * 10 * adapters + attention)
+
+
+@pytest.mark.parametrize(("policy", "again"), [("none", 0), ("selective", 2), ("full", 3)])
+def test_recomputation_adds_a_forward_pass_of_the_blocks_it_computes_again(policy: str, again: int) -> None:
+    """Of three blocks: forward is a third of what the step needs without its head."""
+    cfg, model = compose(["experiment=demo", f"model.recompute={policy}"]), tiny_config("llama")
+    step = plan([5, 7], targets=4)
+    head = 6 * 4 * shape_of(model).hidden * shape_of(model).vocab
+    assert recomputed_flops(model, step, cfg) == pytest.approx(again / 3 * (step_flops(model, step, cfg) - head) / 3)
 
 
 def test_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
