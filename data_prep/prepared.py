@@ -17,5 +17,6 @@ def open_prepared(cfg: RunConfig, *, verify: Literal["sizes", "hashes"] = "hashe
     """
     path = corpus_path(cfg)
     if cfg.data.prepared is not None and is_remote(cfg.data.prepared):
-        return open_corpus(stage(cfg.data.prepared, path, verify=verify), verify="sizes", hint=hint)
+        staged = stage(cfg.data.prepared, path, verify=verify)
+        return open_corpus(staged, verify="rows" if verify == "hashes" else "sizes", hint=hint)
     return open_corpus(path, verify=verify, hint=hint)

@@ -37,7 +37,7 @@ from conf.errors import (
     Unavailable,
 )
 from data_prep.durable import commit, file_digest, publish
-from data_prep.shards import MANIFEST, parse_manifest
+from data_prep.manifest import MANIFEST, files_of, parse_manifest
 
 PARALLEL = 8
 """Files fetched at once: one stream from an object store rarely fills a node's link."""
@@ -83,23 +83,22 @@ def stage(url: str, folder: Path, *, verify: Verify = "hashes") -> Path:
         known = mark.is_file() and mark.read_bytes() == content
         # Without the same MANIFEST, a file of the right name and size may still be of another corpus.
         checked: Verify = verify if known else "hashes"
-        shards = [each for each in _shards(manifest, url) if not _is_here(folder / each.name, each, checked)]
-        if known and not shards:
+        wanted = [each for each in _files(manifest, url) if not _is_here(folder / each.name, each, checked)]
+        if known and not wanted:
             return folder
         mark.unlink(missing_ok=True)
-        _fetch(remote, [*shards, *remote.files_below("tokenizer")], folder)
+        _fetch(remote, [*wanted, *remote.files_below("tokenizer")], folder)
         commit(mark, content)
     return folder
 
 
-def _shards(manifest: dict[str, Any], url: str) -> Iterator[_File]:
+def _files(manifest: dict[str, Any], url: str) -> Iterator[_File]:
     for source in manifest["sources"].values():
-        for part in source["splits"].values():
-            for shard in part["shards"]:
-                path = PurePosixPath(shard["file"])
-                if path.is_absolute() or ".." in path.parts:
-                    raise BadData(f"{url}/{MANIFEST} names a file outside of its corpus: {path}; prepare it again.")
-                yield _File(shard["file"], shard["bytes"], shard["xxh3"])
+        for each in files_of(source):
+            path = PurePosixPath(each["file"])
+            if path.is_absolute() or ".." in path.parts:
+                raise BadData(f"{url}/{MANIFEST} names a file outside of its corpus: {path}; prepare it again.")
+            yield _File(each["file"], each["bytes"], each["xxh3"])
 
 
 def _is_here(path: Path, wanted: _File, verify: Verify) -> bool:
