@@ -184,7 +184,8 @@ class Split:
         """Read every shard's columns of lengths; BadData names the row and file that no writer makes."""
         for start, shard in zip(self._starts, self.shards, strict=False):
             rows = slice(start, start + shard.rows)
-            shard.check(self.lengths[rows], self.targets[rows], self.shared[rows])
+            # Opened apart from this split, which would keep every shard mapped that was looked at.
+            _Shard(shard.path, shard.rows).check(self.lengths[rows], self.targets[rows], self.shared[rows])
 
     def _find(self, row: int) -> tuple[_Batch, int]:
         if not 0 <= row < self.rows:
