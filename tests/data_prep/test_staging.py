@@ -31,7 +31,7 @@ from conf.errors import (
 from data_prep.durable import file_digest
 from data_prep.identity import corpus_path
 from data_prep.prepare import prepare
-from data_prep.prepared import open_prepared
+from data_prep.prepared import open_at, open_prepared
 from data_prep.shards import open_corpus
 from data_prep.staging import stage
 from launch.prepare import is_prepared
@@ -211,6 +211,13 @@ def test_what_is_wrong_at_the_url_is_named(
     assert content(stage(url(source), tmp_path / "cache")) == good
 
 
+def test_another_key_may_name_a_url(source: Path, tmp_path: Path) -> None:
+    there = open_at(url(source), str(tmp_path), key="evaluation.sources.x")
+    assert there.split("validation")["b"].rows == open_at(str(source), None).split("validation")["b"].rows
+    with pytest.raises(MissingInput, match=r"^evaluation\.sources\.x: file://.*no/MANIFEST\.json is not there"):
+        open_at(url(tmp_path / "no"), str(tmp_path), key="evaluation.sources.x")
+
+
 class Broken(LocalFileSystem):  # type: ignore[misc]
     """Fails as a driver may, once a file is fetched."""
 
@@ -230,7 +237,7 @@ class Broken(LocalFileSystem):  # type: ignore[misc]
     [
         (OSError(errno.ENOSPC, "No space left on device"), StorageError, "data.cache: the disk is full"),
         (PermissionError("Access Denied"), PermissionDenied, r"may not be read \(Access Denied\)"),
-        (RuntimeError("connection lost"), Unavailable, r"\.arrow cannot be read \(RuntimeError: connection lost\)"),
+        (RuntimeError("connection lost"), Unavailable, r"corpus/\S+ cannot be read \(RuntimeError: connection lost\)"),
     ],
 )
 def test_what_a_driver_raises_has_a_name(
