@@ -197,6 +197,10 @@ def test_every_shipped_set_writes_its_rows_in_ten_ways() -> None:
     rows: dict[str, Conversation] = {
         "cot": flan_cot.read({"fields": ["What is {x}?", "4", "Two and two."]}),
         "niv2": niv2.read({"Definition": ["Add."], "input": "2 {2}", "output": ["4"]}),
+        "niv2_example": niv2.read(
+            {"Definition": "Add.", "input": "2 {2}", "output": "4"}
+            | {"ex_input": "1 1", "ex_output": "2", "ex_explanation": "One and one."}
+        ),
         "qa": qa.read({"question": "What?", "answer": "That."}),
         "qa_options": qa.read({"question": "What?", "answer": "b", "options": ["a", "b"]}),
     }
@@ -253,9 +257,9 @@ def test_a_set_without_templates_for_the_style_and_an_unknown_set(tmp_path: Path
 def test_flan_templates_are_converted_and_all_of_them_load(tmp_path: Path, real_data: Any) -> None:
     source = real_data("flan_mixture/flan_v2_templates.json.gz")
     written = convert(source, tmp_path)
-    assert len(written) == 301
+    assert len(written) == 302
     tables = json.loads(gzip.decompress(source.read_bytes()))
-    kinds = ("zero_shot", "zero_shot_no_options", "flan2021_zero_shot")
+    kinds = ("zero_shot", "zero_shot_no_options", "flan2021_zero_shot", "inline_few_shot")
     pairs = sum(len(each) for kind in kinds for each in tables[kind].values())
     assert sum(len(template_set.load(path, "zero")) for path in written) == pairs
     conversation = flan_cot.read({"fields": ["What is 2+2?", "4", "Two and two."]})
@@ -269,6 +273,13 @@ def test_flan_templates_are_converted_and_all_of_them_load(tmp_path: Path, real_
         assert "One and one." in "".join(plan.exemplars) or not shots
     definition = template_set.load(tmp_path / "natinst_v2.jsonl", "few")
     assert {each.head.count("{Definition}") for each in definition} == {1}
+    row = {"Definition": "Add.", "input": "5 + 6", "output": "11", "ex_input": "7 + 8", "ex_output": "15"}
+    inline = template_set.load(tmp_path / "natinst_v2.example.jsonl", "zero")
+    for number in range(10):
+        conversation = niv2.read(row | {"ex_explanation": "Eight after seven."})
+        made = styles.plan(replace(ZERO, templates=inline), Row("t", number, conversation), {}).conversation(0)
+        places = [made.messages[0].content.index(text) for text in ("Add.", "7 + 8", "15", "Eight after", "5 + 6")]
+        assert places == sorted(places)
 
 
 def test_what_is_no_template_table_is_refused(tmp_path: Path) -> None:
