@@ -143,7 +143,8 @@ def _origins(job: Job, starts: npt.NDArray[np.int64], places: set[int]) -> dict[
     found: dict[int, tuple[int, int]] = {}
     for index in np.unique(np.searchsorted(starts, wanted, side="right") - 1).tolist():
         block = _arrays(job, index, "source_file", "row")
-        for place in wanted[(wanted >= starts[index]) & (wanted < starts[index + 1])].tolist():
+        first, last = np.searchsorted(wanted, starts[index : index + 2])
+        for place in wanted[first:last].tolist():
             at = place - starts[index]
             found[place] = int(block["source_file"][at]), int(block["row"][at])
     return found

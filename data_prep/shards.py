@@ -1,4 +1,4 @@
-"""The prepared corpus on disk: its format and its reader (``shard_writer`` writes it; "A prepared corpus" in docs).
+"""The prepared corpus on disk: its format and its reader (``shard_writer`` writes it; docs/data_engine.md).
 
 Arrow IPC *stream* files, uncompressed, so that ``datasets.Dataset.from_file`` and a memory map both open them; about
 64k rows per shard in record batches of 8,192. Each file goes to a temporary name, is flushed to disk and then renamed;
