@@ -18,10 +18,11 @@ from data_prep import options, styles, template_set
 from data_prep.conversation import Conversation, Message, Rejected
 from data_prep.exemplars import FEWEST, POOL, Pool, read
 from data_prep.flan_templates import convert, few_shot
+from data_prep.prepare import prepare
 from data_prep.sources import flan_cot, niv2, qa
 from data_prep.styles import Row, Style
 from data_prep.template_set import Template
-from tests.data_prep.made import byte_tokenizer
+from tests.data_prep.made import byte_tokenizer, config
 
 PAIRS = tuple(Template(f"{number}) {{question}}", f"{number}: {{answer}}") for number in range(10))
 ZERO = Style(PAIRS, 0, "given", 1920, seed=0)
@@ -344,3 +345,18 @@ def test_pools_share_a_bounded_room_and_come_back_from_disk(tmp_path: Path) -> N
     fields.add("t", 0, cot)
     fields.write(tmp_path / "fields")
     assert read(tmp_path / "fields")["t"] == (cot,)
+
+
+def test_a_bad_example_of_a_task_rejects_rows_only_where_it_is_shown(tmp_path: Path) -> None:
+    byte_tokenizer(tmp_path / "words").save(tmp_path / "words")
+    instances = [{"input": f"{n} + 1", "output": [f"{n + 1}"]} for n in range(8)]
+    example = {"input": "1 + 1", "output": "2", "explanation": "a\x00b"}
+    task = {"Definition": "Add.", "Positive Examples": [example], "Instances": instances}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    leaf = {"format": "niv2", "path": str(tmp_path / "task.json")}
+    leaves = {name: leaf | {"style": {"templates": name}} for name in ("niv2", "niv2_example")}
+    cfg = config(leaves, tmp_path / "corpus", model={"tokenizer": str(tmp_path / "words")}, seq_len=512)
+    with pytest.raises(BadData, match=r"niv2_example: 8 of 8 rows .*control_char 8"):
+        prepare(cfg, argv=[])
+    quarantined = (tmp_path / "corpus" / "quarantine.jsonl").read_text().splitlines()
+    assert {json.loads(line)["source"] for line in quarantined} == {"niv2_example"}
