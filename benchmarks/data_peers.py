@@ -63,8 +63,8 @@ class Corral:
     @staticmethod
     def write(raw: Path, folder: Path) -> None:
         from data_prep.durable import commit
+        from data_prep.manifest import MANIFEST, VERSION
         from data_prep.shard_writer import Sample, SplitWriter
-        from data_prep.shards import MANIFEST
 
         sources = {}
         for name, source in read(raw).items():
@@ -73,7 +73,7 @@ class Corral:
                 writer.add(Sample(each["input_ids"], each["loss_mask"], 0, row))
             sources[name] = {"splits": {"train": writer.finish()}}
         manifest = {
-            "version": 1,
+            "version": VERSION,
             "tokenizer": {"fingerprint": "", "vocab_size": VOCABULARY},
             "min_vocab": VOCABULARY,
             "files": {name: [] for name in sources},

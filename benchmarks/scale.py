@@ -3,7 +3,8 @@
 Real shards on disk (rows of 4 to 12 tokens, so that 15 million of them are 1.2 GB), one fresh process per size, files
 in the page cache. Measured: opening with sizes checked; the stream with its first global batch of 64 rows of 128
 tokens; what the process then holds of its own ("Anonymous" in /proc/self/smaps_rollup: mapped files are shared with the
-page cache and not counted); and then, anew, opening and the first batch of a stream that goes on at 90% of the epoch.
+page cache and not counted); then, anew, opening and the first batch of a stream that goes on at 90% of the epoch; and
+last, reading the tokens of that batch as one rank that feeds it whole, whose samples lie in almost every shard.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conf.schema import DataConfig, SourceConfig, StopConfig
 from data_prep.durable import commit
-from data_prep.shards import BATCH_ROWS, MANIFEST, SHARD_ROWS, open_corpus, schema
+from data_prep.manifest import MANIFEST, VERSION
+from data_prep.shards import BATCH_ROWS, LENGTHS, SHARD_ROWS, open_corpus, schema
 from data_prep.stream import Stream
 
 SIZES = (52_002, 500_000, 5_000_000, 15_000_000)
@@ -51,22 +53,28 @@ def batch(lengths: np.ndarray) -> pa.RecordBatch:
 def write_split(folder: Path, source: str, rows: int) -> dict[str, object]:
     """Shards of one source, written faster than a tokenizer could; the MANIFEST's entry."""
     draw, shards = np.random.default_rng(len(source)), []
+    columns = np.zeros((3, rows), np.uint16)
     for number, start in enumerate(range(0, rows, SHARD_ROWS)):
         lengths = draw.integers(4, 13, min(SHARD_ROWS, rows - start))
+        columns[:, start : start + len(lengths)] = lengths, lengths - 1, np.zeros_like(lengths)
         path = folder / source / f"shard-{number:05d}.arrow"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as sink, pa.ipc.new_stream(sink, schema()) as writer:
             for at in range(0, len(lengths), BATCH_ROWS):
                 writer.write_batch(batch(lengths[at : at + BATCH_ROWS]))
-        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
-        shards.append({"file": name, "rows": len(lengths), "tokens": int(lengths.sum()), "bytes": size, "xxh3": "0"})
-    return {"rows": rows, "prefixes": [], "shards": shards}
+        shards.append({"rows": len(lengths), "tokens": int(lengths.sum())} | entry(folder, path))
+    np.save(folder / source / LENGTHS, columns)
+    return {"rows": rows, "prefixes": [], "lengths": entry(folder, folder / source / LENGTHS), "shards": shards}
+
+
+def entry(folder: Path, path: Path) -> dict[str, object]:
+    return {"file": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "xxh3": "0"}
 
 
 def write_corpus(folder: Path, rows: int) -> None:
     sources = {name: {"splits": {"train": write_split(folder, name, rows // len(SOURCES))}} for name in SOURCES}
     manifest = {
-        "version": 1,
+        "version": VERSION,
         "tokenizer": {"fingerprint": "", "vocab_size": 8},
         "min_vocab": 8,
         "files": {name: [] for name in SOURCES},
@@ -102,13 +110,18 @@ def measure(folder: Path) -> dict[str, float]:
     splits = open_corpus(folder, verify="sizes").split("train")
     resumed = Stream(splits, data, seed=0, global_size=GLOBAL_SIZE)
     resumed.load_state_dict(json.loads(json.dumps(state)))
-    next(resumed)
+    step = next(resumed)
     end, cpu = time.perf_counter(), time.process_time() - cpu
+    for row in step.rows:
+        for source, index in row.samples:
+            splits[resumed.names[source]].tokens(index)
+    read = time.perf_counter() - end
     return {
         "open": (opened - began) * 1e3,
         "first": (first - opened) * 1e3,
         "resume": (end - began_again) * 1e3,
         "cpu": cpu * 1e3,
+        "read": read * 1e3,
         "memory": memory,
     }
 
@@ -116,7 +129,8 @@ def measure(folder: Path) -> dict[str, float]:
 def main() -> None:
     most = int(sys.argv[1]) if len(sys.argv) > 1 else SIZES[-1]
     table = Table(title="Start, resume at 90% and memory", title_justify="left")
-    for column in ("rows", "open ms", "first batch ms", "resume ms", "of it CPU ms", "own memory MiB", "bytes per row"):
+    columns = ("rows", "open ms", "first batch ms", "resume ms", "of it CPU ms", "its tokens ms", "own memory MiB")
+    for column in (*columns, "bytes per row"):
         table.add_column(column, justify="right")
     small = 0.0
     for rows in (size for size in SIZES if size <= most):

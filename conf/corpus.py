@@ -34,7 +34,8 @@ class SourceConfig:
     streamed; preparation pins the revision to its commit and the corpus names it."""
     fields: dict[Name, str] = Field(default_factory=dict)
     """Names that the rows use instead of the format's own: ``{input: context, output: response}`` reads Dolly's rows as
-    Alpaca's, ``{prompt: question, completion: answer}`` GSM8K's as prompt_completion."""
+    Alpaca's, ``{prompt: question, completion: answer}`` GSM8K's as prompt_completion. A name with dots that no field
+    has is a way into the row: ``{input: instances.0.input, output: instances.0.output}``."""
     template: Literal["auto", "alpaca", "chat", "plain"] = "auto"
     """auto: alpaca -> alpaca, sharegpt and messages -> chat, all others -> plain."""
     style: StyleConfig | None = None

@@ -148,7 +148,7 @@ class EvaluationConfig:
     batch_size: Positive = 16
     """Rows that are answered at once."""
     sources: dict[Name, str] = Field(default_factory=dict)
-    """Further prepared corpora by name; their validation splits are evaluated too."""
+    """Further prepared corpora by name, each a folder or a URL; their validation splits are evaluated too."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -10,8 +10,8 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,11 @@ class Job:
     """Where finished blocks go."""
     selection: Selection
     style: Style | None
+
+    @cached_property
+    def places(self) -> frozenset[str]:
+        """Fields of a conversation that come to stand in samples."""
+        return self.style.places if self.style else frozenset()
 
     @property
     def exemplars(self) -> Path:
@@ -133,6 +138,9 @@ def conversation_of(text: str, job: Job, counts: Counts) -> Conversation:
     row = files.parse(text)
     job.selection.check(row)
     conversation = reader(job.format, job.fields)(row)
+    # What no sample shows is no reason to reject one: an example of a whole task, which only some template sets use.
+    used = {name: text for name, text in conversation.fields.items() if name in job.places}
+    conversation = replace(conversation, fields=used)
     cleaned = clean(conversation, job.switches)
     counts.found.update(cleaned.found)
     if cleaned.rejected is not None:

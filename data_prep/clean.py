@@ -9,7 +9,7 @@ wrongly kept one is one in thousands.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Literal
@@ -60,8 +60,16 @@ def _answers(conversation: Conversation) -> list[Message]:
     return [message for message in conversation.messages if message.is_target]
 
 
+def _texts(row: Conversation) -> Iterator[str]:
+    """All that may come to stand in a sample, with the parts that only template sets use."""
+    for message in row.messages:
+        yield message.content
+        yield message.context
+    yield from row.fields.values()
+
+
 def _any_text(pattern: re.Pattern[str]) -> Callable[[Conversation], bool]:
-    return lambda row: any(pattern.search(each.content) or pattern.search(each.context) for each in row.messages)
+    return lambda row: any(map(pattern.search, _texts(row)))
 
 
 def _any_answer(test: Callable[[str], object]) -> Callable[[Conversation], bool]:

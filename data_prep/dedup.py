@@ -45,12 +45,16 @@ class Repeat:
 def exact(keys: Hashes) -> dict[int, Repeat]:
     """Places of the rows whose key stood before, with the first that has it. ``keys``: content_key of each row [rows].
 
-    64-bit keys: among a million rows, two different ones collide with probability 3e-8.
+    64-bit keys: among a million rows, two different ones collide with probability 3e-8. Holds 24 bytes per row, a
+    third of what np.unique would.
     """
-    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
-    original = first[group]
-    repeated = np.flatnonzero(original != np.arange(len(group)))
-    return {int(place): Repeat(int(original[place]), 1.0, is_exact=True) for place in repeated}
+    order = np.argsort(keys, kind="stable")  # equal keys side by side, the earliest row first
+    ordered = keys[order]
+    repeats: dict[int, Repeat] = {}
+    for index in np.flatnonzero(ordered[1:] == ordered[:-1]):
+        before, place = int(order[index]), int(order[index + 1])
+        repeats[place] = repeats.get(before) or Repeat(before, 1.0, is_exact=True)
+    return dict(sorted(repeats.items()))
 
 
 def signatures(conversations: Sequence[Conversation]) -> Signatures:

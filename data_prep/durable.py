@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import xxhash
 
@@ -19,12 +22,24 @@ def file_digest(path: Path) -> str:
 
 def commit(path: Path, content: bytes) -> None:
     """Write ``content`` so that ``path`` is never seen half-written, and survives a power cut once this returns."""
+    with replacing(path) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose content becomes ``path``, as ``commit`` writes it, when the block ends without an error."""
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+        yield stream
+        flushed(stream)
     publish(temporary, path)
+
+
+def flushed(stream: BinaryIO) -> None:
+    """Return when what was written is on the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def publish(temporary: Path, path: Path) -> None:

@@ -3,7 +3,8 @@
 SRC is a JSON file (plain or gzipped) with the values of flan/v2/templates.py and flan_templates_branched.py:
 ``{"zero_shot": {TASK: [[input, target], ...]}, "few_shot": {TASK: [{"inputs", "targets", ...}, ...]}, ...}``. DEST gets
 one file per task, TASK.jsonl, with the zero-shot and the few-shot templates; the zero-shot ones without options and
-those of FLAN 2021 go to TASK.no_options.jsonl and TASK.flan2021.jsonl, with the same few-shot ones.
+those of FLAN 2021 go to TASK.no_options.jsonl and TASK.flan2021.jsonl, with the same few-shot ones; those of NIv2 that
+show the task's own example, to TASK.example.jsonl.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from typing import Any
 from conf.errors import BadData, CannotCreate, ConfigError, MissingInput, leave_with_code
 from data_prep.files import GZIP_MAGIC
 
-ZERO_SHOT = {"zero_shot": "", "zero_shot_no_options": ".no_options", "flan2021_zero_shot": ".flan2021"}
+ZERO_SHOT = {
+    "zero_shot": "",
+    "zero_shot_no_options": ".no_options",
+    "flan2021_zero_shot": ".flan2021",
+    "inline_few_shot": ".example",
+}
 """Table of SRC -> ending of the file's name."""
 INPUTS = "{{inputs}}"
 

@@ -15,7 +15,7 @@ from conf.schema import DataConfig, RunConfig, SourceConfig
 from data_prep import selection, staging, template_set
 from data_prep.clean import switches
 from data_prep.durable import file_digest
-from data_prep.shards import VERSION
+from data_prep.manifest import VERSION
 from data_prep.templates import resolve
 
 FOLDER = Path("corpora")

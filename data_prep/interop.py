@@ -35,16 +35,23 @@ Row = dict[str, NDArray[np.int64]]
 def row_arrays(packed: PackedRow, splits: Sequence[Split]) -> Row:
     """The samples of one packed row, one after another; ``splits`` in the order of ``Stream.names``."""
     pieces = [splits[source].tokens(row) for source, row in packed.samples]
-    empty = [np.zeros(0, np.int64)]
+    if not pieces:
+        return {name: np.zeros(0, np.int64) for name in ("input_ids", "labels", "position_ids")}
+    # Once per row and not once per sample: numpy's calls would cost more than what they copy.
+    ids = np.concatenate([ids for ids, _ in pieces], dtype=np.int64)
+    lengths = [len(ids) for ids, _ in pieces]
+    starts = np.cumsum([0, *lengths[:-1]])
+    learnt = np.concatenate([mask for _, mask in pieces])
+    learnt[starts] = 0  # the token before the first of a sample is another sample's
     return {
-        "input_ids": np.concatenate([ids.astype(np.int64) for ids, _ in pieces] or empty),
-        "labels": np.concatenate([labels_of(ids, mask) for ids, mask in pieces] or empty),
-        "position_ids": np.concatenate([np.arange(len(ids), dtype=np.int64) for ids, _ in pieces] or empty),
+        "input_ids": ids,
+        "labels": np.where(learnt, ids, IGNORE),
+        "position_ids": np.arange(len(ids)) - np.repeat(starts, lengths),
     }
 
 
 def labels_of(ids: NDArray[np.int32], mask: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The tokens that are learnt; the first of a sample never is, because the token before it is another sample's."""
+    """The tokens of one sample that are learnt; the first never is."""
     labels = np.where(mask != 0, ids, IGNORE).astype(np.int64)
     labels[0] = IGNORE
     return labels

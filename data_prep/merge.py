@@ -120,9 +120,9 @@ def _arrays(job: Job, index: int, *names: str) -> dict[str, npt.NDArray[Any]]:
 
 def _find_repeats(merged: Merged) -> None:
     job, counts = merged.job, merged.counts
-    parts = [_arrays(job, index, "key", "source_file", "row") for index in range(merged.blocks)]
-    key, file, row = (np.concatenate([part[name] for part in parts]) for name in ("key", "source_file", "row"))
-    exact = dedup.exact(key)
+    keys = [_arrays(job, index, "key")["key"] for index in range(merged.blocks)]
+    starts = np.cumsum([0, *map(len, keys)])
+    exact = dedup.exact(np.concatenate(keys))
     if exact:
         counts.found["duplicate"] = len(exact)
     if job.switches["duplicate"]:
@@ -131,13 +131,23 @@ def _find_repeats(merged: Merged) -> None:
         signatures = (_arrays(job, index, "signature")["signature"] for index in range(merged.blocks))
         near = dedup.near(signatures, job.near_duplicates, skip=merged.repeats)
         merged.repeats = merged.repeats | near
-
-    def origin(place: int) -> tuple[int, int]:
-        return int(file[place]), int(row[place])
-
+    origin = _origins(job, starts, {*merged.repeats, *(each.original for each in merged.repeats.values())})
     _quarantine_repeats(
-        merged, {origin(place): (origin(each.original), each) for place, each in merged.repeats.items()}
+        merged, {origin[place]: (origin[each.original], each) for place, each in merged.repeats.items()}
     )
+
+
+def _origins(job: Job, starts: npt.NDArray[np.int64], places: set[int]) -> dict[int, tuple[int, int]]:
+    """(file, row) of kept rows by place. ``starts``: the first place of each block, and the end of the last."""
+    wanted = np.array(sorted(places), np.int64)
+    found: dict[int, tuple[int, int]] = {}
+    for index in np.unique(np.searchsorted(starts, wanted, side="right") - 1).tolist():
+        block = _arrays(job, index, "source_file", "row")
+        first, last = np.searchsorted(wanted, starts[index : index + 2])
+        for place in wanted[first:last].tolist():
+            at = place - starts[index]
+            found[place] = int(block["source_file"][at]), int(block["row"][at])
+    return found
 
 
 def _quarantine_repeats(merged: Merged, where: dict[tuple[int, int], tuple[tuple[int, int], dedup.Repeat]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -47,15 +48,25 @@ def workers(count: int) -> Iterator[tuple[Run, int]]:
         return
     # spawn, not fork: the tokenizer's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, context, initializer=_quiet_threads) as pool:
+    with ProcessPoolExecutor(count, context, initializer=_begin) as pool:
         try:
             yield (lambda job, block: pool.submit(process, job, block)), AHEAD * count
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _quiet_threads() -> None:
+def _begin() -> None:
+    """What a preparation process does first."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A killed parent closes no queue: its processes would wait for the next block for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_here(job: Job, block: Block) -> Future[int]:

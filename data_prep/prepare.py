@@ -29,8 +29,9 @@ from data_prep import decontaminate, identity, merge, pool, raw, reuse, vocabula
 from data_prep.block import Job
 from data_prep.durable import commit, file_digest
 from data_prep.jobs import job_of, raw_files
+from data_prep.manifest import MANIFEST, VERSION, read_manifest
 from data_prep.progress import Progress
-from data_prep.shards import MANIFEST, VERSION, open_corpus, read_manifest
+from data_prep.shards import open_corpus
 from data_prep.staging import is_remote
 from data_prep.tokenizer import Tokenizer
 

@@ -1,21 +1,32 @@
-"""The corpus of a run, wherever it lies."""
+"""A prepared corpus, wherever it lies."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from conf.schema import RunConfig
 from data_prep.identity import corpus_path
 from data_prep.shards import Corpus, open_corpus
-from data_prep.staging import is_remote, stage
+from data_prep.staging import is_remote, local_folder, stage
+
+Verify = Literal["sizes", "hashes"]
 
 
-def open_prepared(cfg: RunConfig, *, verify: Literal["sizes", "hashes"] = "hashes", hint: str = "") -> Corpus:
-    """``open_corpus`` of the run's corpus; one behind a URL is brought to this node first, and hashed only there.
+def open_prepared(cfg: RunConfig, *, verify: Verify = "hashes", hint: str = "") -> Corpus:
+    """The run's own corpus; raises what ``open_at`` raises."""
+    url = cfg.data.prepared if is_remote(cfg.data.prepared) else None
+    return open_at(url or str(corpus_path(cfg)), cfg.data.cache, verify=verify, hint=hint)
 
-    Raises what ``stage`` and ``open_corpus`` raise.
+
+def open_at(
+    place: str, cache: str | None, *, verify: Verify = "hashes", hint: str = "", key: str = "data.prepared"
+) -> Corpus:
+    """``open_corpus`` of a folder or URL; one behind a URL is brought below ``cache`` first, and hashed only there.
+
+    ``key`` is the setting that names it. Raises what ``stage`` and ``open_corpus`` raise.
     """
-    path = corpus_path(cfg)
-    if cfg.data.prepared is not None and is_remote(cfg.data.prepared):
-        return open_corpus(stage(cfg.data.prepared, path, verify=verify), verify="sizes", hint=hint)
-    return open_corpus(path, verify=verify, hint=hint)
+    if not is_remote(place):
+        return open_corpus(Path(place).expanduser(), verify=verify, hint=hint)
+    staged = stage(place, local_folder(place, cache), verify=verify, key=key)
+    return open_corpus(staged, verify="rows" if verify == "hashes" else "sizes", hint=hint)

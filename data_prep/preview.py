@@ -20,9 +20,10 @@ from conf.errors import ConfigError, MissingInput, leave_with_code
 from conf.schema import RunConfig
 from data_prep import identity, jobs, marks, pool, tokenizer
 from data_prep.block import Counts, make
+from data_prep.manifest import MANIFEST
 from data_prep.report import sample_rows
 from data_prep.report_html import document
-from data_prep.shards import MANIFEST, open_corpus
+from data_prep.shards import open_corpus
 from data_prep.tokenizer import Tokenizer
 
 EXTRA = {"rows": "samples shown per source (default 3)", "html": "write an HTML page to this file instead"}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import BadData, CorralError, StorageError
-from data_prep.shards import MANIFEST, check_shards, read_manifest
+from data_prep.manifest import MANIFEST, check_files, files_of, read_manifest
 
 QUARANTINE = "quarantine.jsonl"
 
@@ -48,9 +48,8 @@ class Reused:
 
     def write(self, root: Path) -> dict[str, Any]:
         """Link both splits under ``root`` (copy where the file system has no links); raises StorageError."""
-        for part in self.entry["splits"].values():
-            for shard in part["shards"]:
-                _link(self.corpus / shard["file"], root / shard["file"])
+        for each in files_of(self.entry):
+            _link(self.corpus / each["file"], root / each["file"])
         return dict(self.entry)
 
 
@@ -88,7 +87,7 @@ def _sources(corpus: Path) -> Mapping[str, Any]:
 
 def _is_whole(each: Reused) -> bool:
     try:
-        check_shards(each.corpus, each.entry, hashes=True)
+        check_files(each.corpus, each.entry, hashes=True)
     except BadData:
         return False  # that corpus is damaged: whoever reads it is told; here the source is prepared anew
     return (each.corpus / QUARANTINE).is_file()

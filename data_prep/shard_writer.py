@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from conf.errors import StorageError
-from data_prep.durable import file_digest, publish
-from data_prep.shards import BATCH_ROWS, SHARD_ROWS, Bytes, Ints, schema
+from data_prep.durable import file_digest, flushed, publish, replacing
+from data_prep.shards import BATCH_ROWS, LENGTHS, SHARD_ROWS, Bytes, Ints, Lengths, schema
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,12 @@ def record_batch(rows: Sequence[Sample]) -> Any:
     return pa.record_batch(columns, schema=schema())
 
 
+def _columns(rows: Sequence[Sample]) -> Lengths:
+    """What ``lengths.npy`` has of ``rows``, [3, rows], in two bytes each where that holds them."""
+    columns = np.array([[len(row.input_ids), row.targets, row.prefix + 1] for row in rows], np.uint32).T
+    return columns.astype(np.uint16) if columns.max() <= np.iinfo(np.uint16).max else columns
+
+
 class SplitWriter:
     """Writes one split of one source as shards under ``folder``. ``finish()`` gives its entry for the MANIFEST."""
 
@@ -61,6 +66,7 @@ class SplitWriter:
         self._shard_rows, self._batch_rows = shard_rows, batch_rows
         self._pending: list[Sample] = []
         self._shards: list[dict[str, Any]] = []
+        self._lengths: list[Lengths] = []
         self._sink: Any = None
         self._writer: Any = None
         self._rows = self._tokens = self._supervised = self._all_tokens = 0
@@ -84,7 +90,7 @@ class SplitWriter:
             self._flush()
 
     def finish(self, prefixes: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
-        """Close the last shard. Keys: rows, tokens, supervised_tokens, prefixes, shards."""
+        """Close the last shard. Keys: rows, tokens, supervised_tokens, prefixes, lengths (None: no rows), shards."""
         self._flush()
         self._close()
         return {
@@ -92,6 +98,7 @@ class SplitWriter:
             "tokens": self._all_tokens,
             "supervised_tokens": self._supervised,
             "prefixes": [list(ids) for ids in prefixes],
+            "lengths": self._write_lengths() if self._lengths else None,
             "shards": self._shards,
         }
 
@@ -110,6 +117,7 @@ class SplitWriter:
             self._writer.write_batch(record_batch(self._pending))
         except OSError as error:
             raise StorageError(f"cannot write {self._path}: {error.strerror or error}") from error
+        self._lengths.append(_columns(self._pending))
         self._rows += len(self._pending)
         self._tokens += sum(len(sample.input_ids) for sample in self._pending)
         self._pending = []
@@ -120,18 +128,27 @@ class SplitWriter:
         if self._writer is None:
             return
         path = self._path
-        temporary = path.with_suffix(".tmp")
         try:
             self._writer.close()
-            self._sink.flush()
-            os.fsync(self._sink.fileno())
+            flushed(self._sink)
             self._sink.close()
-            publish(temporary, path)
+            publish(path.with_suffix(".tmp"), path)
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-        name = path.relative_to(self._root).as_posix()
-        entry = {"file": name, "rows": self._rows, "tokens": self._tokens}
-        self._shards.append({**entry, "bytes": path.stat().st_size, "xxh3": file_digest(path)})
+        self._shards.append({"rows": self._rows, "tokens": self._tokens} | self._entry(path))
         self._all_tokens += self._tokens
         self._rows = self._tokens = 0
         self._sink = self._writer = None
+
+    def _write_lengths(self) -> dict[str, Any]:
+        path = self._folder / LENGTHS
+        try:
+            with replacing(path) as stream:
+                np.save(stream, np.concatenate(self._lengths, axis=1))
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+        return self._entry(path)
+
+    def _entry(self, path: Path) -> dict[str, Any]:
+        name = path.relative_to(self._root).as_posix()
+        return {"file": name, "bytes": path.stat().st_size, "xxh3": file_digest(path)}

@@ -1,16 +1,18 @@
-"""The prepared corpus on disk: its format and its reader (``shard_writer`` writes it; "A prepared corpus" in docs).
+"""The prepared corpus on disk: its format and its reader (``shard_writer`` writes it; docs/data_engine.md).
 
 Arrow IPC *stream* files, uncompressed, so that ``datasets.Dataset.from_file`` and a memory map both open them; about
 64k rows per shard in record batches of 8,192. Each file goes to a temporary name, is flushed to disk and then renamed;
 MANIFEST.json comes last, so a folder with a MANIFEST is complete. Reading is zero-copy: the token arrays are views of
 the memory map, made with ``buffers()`` and ``np.frombuffer`` (``to_numpy`` would import pandas).
+
+What the order of samples needs of every row (its tokens, targets and prefix) stands once more in ``lengths.npy`` of its
+split, [3, rows], mapped as it is: opening a corpus reads no shard, and a shard is opened when a row of it is read.
 """
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,17 +23,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from conf.errors import BadData, MissingInput
-from data_prep.durable import file_digest
+from conf.errors import BadData
+from data_prep.manifest import MANIFEST, check_files, read_manifest
 
-VERSION = 1
-MANIFEST = "MANIFEST.json"
+LENGTHS = "lengths.npy"
 SHARD_ROWS = 65_536
 BATCH_ROWS = 8_192
 
 Ints = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
 Lengths = npt.NDArray[np.integer[Any]]
+Verify = Literal["sizes", "rows", "hashes"]
 
 
 PLAIN: dict[str, type] = {
@@ -56,6 +58,9 @@ def schema() -> Any:
     )
 
 
+SCHEMA = schema()
+
+
 @dataclass(frozen=True)
 class _Batch:
     """One record batch in the memory map. Its views are made when a row of it is first read: opening needs few."""
@@ -69,44 +74,82 @@ class _Batch:
     @cached_property
     def ids(self) -> tuple[Ints, Ints]:
         """Tokens of all rows, and where each row begins in them (one more than rows)."""
-        return np.frombuffer(self._buffer("input_ids", 3), np.int32), self.offsets("input_ids")
+        return self._list("input_ids", np.int32)
 
     @cached_property
     def mask(self) -> tuple[Bytes, Ints]:
-        return np.frombuffer(self._buffer("loss_mask", 3), np.uint8), self.offsets("loss_mask")
+        return self._list("loss_mask", np.uint8)
 
     @cached_property
     def numbers(self) -> dict[str, npt.NDArray[Any]]:
         """The columns of one number per row."""
         return {name: self.plain(name) for name in PLAIN}
 
-    def offsets(self, name: str) -> Ints:
-        start = self.record.column(name).offset
-        return np.frombuffer(self._buffer(name, 1), np.int32)[start : start + self.rows + 1]
-
     def plain(self, name: str) -> npt.NDArray[Any]:
-        start = self.record.column(name).offset
-        return np.frombuffer(self._buffer(name, 1), PLAIN[name])[start : start + self.rows]
+        column = self.record.column(name)
+        return np.frombuffer(column.buffers()[1], PLAIN[name])[column.offset : column.offset + self.rows]
 
-    def _buffer(self, name: str, number: int) -> Any:
-        """A buffer of a column: 1 the values, or the offsets of a list column, whose values are 3."""
-        return self.record.column(name).buffers()[number]
+    def _list(self, name: str, kind: type) -> tuple[npt.NDArray[Any], Ints]:
+        column = self.record.column(name)
+        _, offsets, _, values = column.buffers()
+        rows = slice(column.offset, column.offset + self.rows + 1)
+        return np.frombuffer(values, kind), np.frombuffer(offsets, np.int32)[rows]
 
 
-def _narrow(batches: Sequence[_Batch], column: Callable[[_Batch], Ints]) -> Lengths:
-    """A column of all batches in two bytes per row where that holds it: all that a rank keeps of every row.
+@dataclass(frozen=True)
+class _Shard:
+    """One file of rows, opened when the first of them is read."""
 
-    Filled in place, because freed copies of every batch would stay on the heap between the views that are kept.
-    """
-    whole = np.empty(sum(batch.rows for batch in batches), np.uint16)
-    start = 0
-    for batch in batches:
-        part = column(batch)
-        if part.max(initial=0) > np.iinfo(np.uint16).max:
-            return np.concatenate([column(each) for each in batches])
-        whole[start : start + len(part)] = part
-        start += len(part)
-    return whole
+    path: Path
+    rows: int
+
+    @cached_property
+    def batches(self) -> list[_Batch]:
+        try:
+            with pa.memory_map(str(self.path)) as source, pa.ipc.open_stream(source) as reader:
+                batches = [_Batch(record) for record in reader]
+                if not reader.schema.equals(SCHEMA):
+                    _check_columns(reader.schema)
+        except (pa.ArrowInvalid, OSError, KeyError) as error:
+            raise BadData(
+                f"{self.path} is not a shard of a prepared corpus ({error}); prepare the corpus again."
+            ) from error
+        if (found := sum(batch.rows for batch in batches)) != self.rows:
+            raise BadData(f"{self.path} has {found} rows, its MANIFEST says {self.rows}; prepare the corpus again.")
+        return batches
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return _starts([batch.rows for batch in self.batches])
+
+    def find(self, row: int) -> tuple[_Batch, int]:
+        index = bisect_right(self._starts, row) - 1
+        return self.batches[index], row - self._starts[index]
+
+    def check(self, tokens: Lengths, targets: Lengths, shared: Lengths) -> None:
+        """Compare every row with what ``lengths.npy`` has of it, each [rows]; raises BadData.
+
+        A row without a token has no place in a packed row, and a mask of another length would shift every label.
+        """
+        for start, batch in zip(self._starts, self.batches, strict=False):
+            rows = slice(start, start + batch.rows)
+            sizes, mask_sizes = np.diff(batch.ids[1]), np.diff(batch.mask[1])
+            other = sizes != tokens[rows]
+            other |= batch.plain("targets") != targets[rows]
+            other |= batch.plain("prefix") + 1 != shared[rows]
+            for wrong, what in (
+                (sizes < 1, "has no tokens"),
+                (sizes != mask_sizes, "has a mask of another length than its tokens"),
+                (other, f"is not what {LENGTHS} beside it says"),
+            ):
+                if wrong.any():
+                    row = start + int(wrong.argmax())
+                    raise BadData(f"row {row} of {self.path} {what}; prepare the corpus again.")
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    """Where each of consecutive pieces begins, and the end of the last."""
+    return [0, *np.cumsum(sizes).tolist()]
 
 
 @dataclass
@@ -117,7 +160,13 @@ class Split:
     """The source's name."""
     files: tuple[str, ...]
     """Raw files as written in the MANIFEST."""
-    batches: list[_Batch] = field(repr=False)
+    shards: list[_Shard] = field(repr=False)
+    lengths: Lengths = field(repr=False)
+    """Tokens per row, [rows]: uint16, uint32 only if a row has 65,536 tokens or more. Mapped, as are the next two."""
+    targets: Lengths = field(repr=False)
+    """Supervised tokens that have a predecessor, per row, [rows]."""
+    shared: Lengths = field(repr=False)
+    """Per row the number of its prefix, from 1; 0: none. [rows]."""
     digest: str = ""
     """Hashes of the shards, as the MANIFEST states them: another content is another data plan."""
     prefixes: tuple[tuple[int, ...], ...] = ()
@@ -125,35 +174,24 @@ class Split:
 
     @cached_property
     def _starts(self) -> list[int]:
-        return [0, *np.cumsum([batch.rows for batch in self.batches]).tolist()]
+        return _starts([shard.rows for shard in self.shards])
 
     @property
     def rows(self) -> int:
         return self._starts[-1]
 
-    @cached_property
-    def lengths(self) -> Lengths:
-        """Tokens per row, [rows]: uint16, int32 only if a row has 65,536 tokens or more."""
-        return _narrow(self.batches, lambda batch: np.diff(batch.offsets("input_ids")))
-
-    @cached_property
-    def targets(self) -> Lengths:
-        """Supervised tokens that have a predecessor, per row, [rows]: uint16 or int32."""
-        return _narrow(self.batches, lambda batch: batch.plain("targets"))
-
-    @cached_property
-    def shared(self) -> Lengths:
-        """Per row the number of its prefix, from 1; 0: none. Unsigned [rows]; costs nothing where there is none."""
-        if not self.prefixes:
-            return np.broadcast_to(np.uint8(0), self.rows)
-        kind = np.uint8 if len(self.prefixes) <= np.iinfo(np.uint8).max else np.int32
-        return np.concatenate([(batch.plain("prefix") + 1).astype(kind) for batch in self.batches])
+    def check(self) -> None:
+        """Read every shard's columns of lengths; BadData names the row and file that no writer makes."""
+        for start, shard in zip(self._starts, self.shards, strict=False):
+            rows = slice(start, start + shard.rows)
+            # Opened apart from this split, which would keep every shard mapped that was looked at.
+            _Shard(shard.path, shard.rows).check(self.lengths[rows], self.targets[rows], self.shared[rows])
 
     def _find(self, row: int) -> tuple[_Batch, int]:
         if not 0 <= row < self.rows:
             raise IndexError(f"row {row} of {self.rows} in {self.name}")
         index = bisect_right(self._starts, row) - 1
-        return self.batches[index], row - self._starts[index]
+        return self.shards[index].find(row - self._starts[index])
 
     def tokens(self, row: int) -> tuple[Ints, Bytes]:
         """Views of (input_ids int32 [n], loss_mask uint8 [n]); read-only."""
@@ -202,82 +240,48 @@ class Corpus:
         return found
 
     def _open(self, source: str, part: dict[str, Any]) -> Split:
-        batches = [batch for shard in part["shards"] for batch in _read_shard(self.path / shard["file"], shard["rows"])]
+        shards = [_Shard(self.path / shard["file"], shard["rows"]) for shard in part["shards"]]
+        lengths, targets, shared = _read_lengths(self.path / part["lengths"]["file"], part["rows"])
         files = tuple(entry["path"] for entry in self.manifest["files"][source])
         prefixes = tuple(tuple(ids) for ids in part["prefixes"])
-        return Split(source, files, batches, " ".join(shard["xxh3"] for shard in part["shards"]), prefixes)
+        digest = " ".join(shard["xxh3"] for shard in part["shards"])
+        return Split(source, files, shards, lengths, targets, shared, digest, prefixes)
 
 
-def _read_shard(path: Path, rows: int) -> list[_Batch]:
+def _read_lengths(path: Path, rows: int) -> npt.NDArray[Any]:
+    """The three columns, [3, rows]; BadData if they are not there."""
     try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            batches = [_Batch(record) for record in reader]
-            _check_columns(reader.schema)
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise BadData(f"{path} is not a shard of a prepared corpus ({error}); prepare the corpus again.") from error
-    found = sum(batch.rows for batch in batches)
-    _check_rows(path, batches)
-    if found != rows:
-        raise BadData(f"{path} has {found} rows, its MANIFEST says {rows}; prepare the corpus again.")
-    return batches
-
-
-def _check_rows(path: Path, batches: list[_Batch]) -> None:
-    """A row without a token has no place in a packed row, and a mask of another length would shift every label."""
-    before = 0
-    for batch in batches:
-        ids_at, mask_at = batch.offsets("input_ids"), batch.offsets("loss_mask")
-        empty = ids_at[1:] <= ids_at[:-1]
-        if empty.any():
-            raise BadData(f"row {before + int(empty.argmax())} of {path} has no tokens; prepare the corpus again.")
-        if not np.array_equal(ids_at, mask_at) and not np.array_equal(np.diff(ids_at), np.diff(mask_at)):
-            row = before + int((np.diff(ids_at) != np.diff(mask_at)).argmax())
-            raise BadData(
-                f"row {row} of {path} has a mask of another length than its tokens; prepare the corpus again."
-            )
-        before += batch.rows
+        columns = np.load(path, mmap_mode="r")
+        if columns.shape != (3, rows) or columns.dtype not in (np.uint16, np.uint32):
+            raise ValueError(f"{columns.dtype} {list(columns.shape)}, not uint16 or uint32 [3, {rows}]")
+    except (ValueError, OSError) as error:
+        raise BadData(f"{path} does not hold the lengths of its rows ({error}); prepare the corpus again.") from error
+    return np.asarray(columns)  # without numpy's memmap type, which makes every view of it slower
 
 
 def _check_columns(found: Any) -> None:
     """KeyError unless every column is there, as the type that the views take it for."""
-    for wanted in schema():
+    for wanted in SCHEMA:
         if found.field(wanted.name).type != wanted.type:
             raise KeyError(f"column {wanted.name} is {found.field(wanted.name).type}, not {wanted.type}")
 
 
-def read_manifest(path: Path, *, hint: str = "") -> dict[str, Any]:
-    """MANIFEST.json of the corpus at ``path``; MissingInput if it is absent or unfinished, BadData if it is broken."""
-    command = hint or f"python -m data_prep data=NAME data.prepared={path}"
-    if not path.is_dir():
-        raise MissingInput(f"no prepared corpus at {path} (data.prepared); prepare it with: {command}")
-    if not (path / MANIFEST).is_file():
-        raise MissingInput(f"the corpus at {path} is unfinished (no {MANIFEST}); finish it with: {command}")
-    return parse_manifest((path / MANIFEST).read_text(), str(path / MANIFEST))
-
-
-def parse_manifest(text: str, where: str) -> dict[str, Any]:
-    """The MANIFEST read from ``where``; BadData if it is not one, or of another version."""
-    try:
-        manifest = json.loads(text)
-        version = manifest["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadData(f"{where} is not a corpus manifest ({error}); prepare the corpus again.") from error
-    if version != VERSION:
-        raise BadData(f"{where} has version {version}, this Corral reads {VERSION}; prepare the corpus again.")
-    return dict(manifest)
-
-
-def open_corpus(path: Path, *, verify: Literal["sizes", "hashes"] = "hashes", hint: str = "") -> Corpus:
-    """Open a finished corpus. ``verify``: compare every shard's size, or also its hash, with the MANIFEST.
+def open_corpus(path: Path, *, verify: Verify = "hashes", hint: str = "") -> Corpus:
+    """Open a finished corpus. ``verify``: compare every file's size with the MANIFEST, or the lengths of all rows as
+    well, or also every file's hash.
 
     ``hint`` is the command to print if there is no corpus. Raises MissingInput (absent or unfinished) and BadData
-    (naming the file whose size or hash is wrong).
+    (naming the file that is wrong).
     """
     manifest = read_manifest(path, hint=hint)
     _check_vocabulary(path, manifest)
     for source in manifest["sources"].values():
-        check_shards(path, source, hashes=verify == "hashes")
-    return Corpus(path, manifest)
+        check_files(path, source, hashes=verify == "hashes")
+    corpus = Corpus(path, manifest)
+    if verify != "sizes":
+        for split in (*corpus.split("train").values(), *corpus.split("validation").values()):
+            split.check()
+    return corpus
 
 
 def _check_vocabulary(path: Path, manifest: dict[str, Any]) -> None:
@@ -287,20 +291,3 @@ def _check_vocabulary(path: Path, manifest: dict[str, Any]) -> None:
             f"{path / MANIFEST} says that the largest token id is {largest}, and its tokenizer has ids below {size}: "
             "the samples were made with another tokenizer; prepare the corpus again."
         )
-
-
-def check_shards(path: Path, source: Mapping[str, Any], *, hashes: bool) -> None:
-    """Compare the shards of one source of the corpus at ``path`` with its MANIFEST entry; raises BadData."""
-    for part in source["splits"].values():
-        for shard in part["shards"]:
-            _check(path / shard["file"], shard, hashes=hashes)
-
-
-def _check(path: Path, shard: dict[str, Any], *, hashes: bool) -> None:
-    if not path.is_file():
-        raise BadData(f"{path} is missing from the corpus; restore it, or prepare the corpus again.")
-    size = path.stat().st_size
-    if size != shard["bytes"]:
-        raise BadData(f"{path} has {size} bytes, its MANIFEST says {shard['bytes']}; prepare the corpus again.")
-    if hashes and file_digest(path) != shard["xxh3"]:
-        raise BadData(f"{path} is damaged: its hash is not the one in the MANIFEST; prepare the corpus again.")

@@ -37,7 +37,7 @@ from conf.errors import (
     Unavailable,
 )
 from data_prep.durable import commit, file_digest, publish
-from data_prep.shards import MANIFEST, parse_manifest
+from data_prep.manifest import MANIFEST, files_of, parse_manifest
 
 PARALLEL = 8
 """Files fetched at once: one stream from an object store rarely fills a node's link."""
@@ -66,40 +66,39 @@ class _File:
     """None for the tokenizer's files, which the MANIFEST knows by one fingerprint."""
 
 
-def stage(url: str, folder: Path, *, verify: Verify = "hashes") -> Path:
+def stage(url: str, folder: Path, *, verify: Verify = "hashes", key: str = "data.prepared") -> Path:
     """Bring ``folder`` up to date with the corpus at ``url`` and return it; only what is missing or wrong is fetched.
 
-    ``verify``: files that are here already are compared with the MANIFEST by size, or also by hash. Raises
-    MissingInput (66: no such bucket, corpus or file), Unavailable (69: no driver for the URL, no answer), BadData (65:
-    a file that is not what the MANIFEST says), PermissionDenied (77), StorageError (74: the disk) and CannotCreate
-    (73: the cache folder).
+    ``verify``: files that are here already are compared with the MANIFEST by size, or also by hash. ``key``: the
+    setting that names the URL, for messages. Raises MissingInput (66: no such bucket, corpus or file), Unavailable (69:
+    no driver for the URL, no answer), BadData (65: a file that is not what the MANIFEST says), PermissionDenied (77),
+    StorageError (74: the disk) and CannotCreate (73: the cache folder).
     """
     url = url.rstrip("/")
     with _locked(folder):
-        remote = _Remote(url)
+        remote = _Remote(url, key)
         content = remote.read(MANIFEST)
         manifest = parse_manifest(content.decode("utf-8", "replace"), f"{url}/{MANIFEST}")
         mark = folder / MANIFEST
         known = mark.is_file() and mark.read_bytes() == content
         # Without the same MANIFEST, a file of the right name and size may still be of another corpus.
         checked: Verify = verify if known else "hashes"
-        shards = [each for each in _shards(manifest, url) if not _is_here(folder / each.name, each, checked)]
-        if known and not shards:
+        wanted = [each for each in _files(manifest, url) if not _is_here(folder / each.name, each, checked)]
+        if known and not wanted:
             return folder
         mark.unlink(missing_ok=True)
-        _fetch(remote, [*shards, *remote.files_below("tokenizer")], folder)
+        _fetch(remote, [*wanted, *remote.files_below("tokenizer")], folder)
         commit(mark, content)
     return folder
 
 
-def _shards(manifest: dict[str, Any], url: str) -> Iterator[_File]:
+def _files(manifest: dict[str, Any], url: str) -> Iterator[_File]:
     for source in manifest["sources"].values():
-        for part in source["splits"].values():
-            for shard in part["shards"]:
-                path = PurePosixPath(shard["file"])
-                if path.is_absolute() or ".." in path.parts:
-                    raise BadData(f"{url}/{MANIFEST} names a file outside of its corpus: {path}; prepare it again.")
-                yield _File(shard["file"], shard["bytes"], shard["xxh3"])
+        for each in files_of(source):
+            path = PurePosixPath(each["file"])
+            if path.is_absolute() or ".." in path.parts:
+                raise BadData(f"{url}/{MANIFEST} names a file outside of its corpus: {path}; prepare it again.")
+            yield _File(each["file"], each["bytes"], each["xxh3"])
 
 
 def _is_here(path: Path, wanted: _File, verify: Verify) -> bool:
@@ -114,8 +113,8 @@ def _is_here(path: Path, wanted: _File, verify: Verify) -> bool:
 class _Remote:
     """The files below a URL; whatever goes wrong there has a name."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, key: str) -> None:
+        self.url, self.key = url, key
         with self._named(url):
             self._files, self._root = fsspec.core.url_to_fs(url)
 
@@ -127,7 +126,7 @@ class _Remote:
         with self._named(f"{self.url}/{name}"):
             found = self._files.find(f"{self._root}/{name}", detail=True)
         if not found:
-            raise MissingInput(f"data.prepared: {self.url}/{name} is not there; copy the whole corpus to {self.url}.")
+            raise MissingInput(f"{self.key}: {self.url}/{name} is not there; copy the whole corpus to {self.url}.")
         paths = {PurePosixPath(path).relative_to(PurePosixPath(self._root)): each for path, each in found.items()}
         return [_File(path.as_posix(), each["size"], None) for path, each in paths.items()]
 
@@ -141,21 +140,21 @@ class _Remote:
             yield
         except FileNotFoundError:
             raise MissingInput(
-                f"data.prepared: {what} is not there; correct the URL, or prepare the corpus into a folder and copy "
+                f"{self.key}: {what} is not there; correct the URL, or prepare the corpus into a folder and copy "
                 f"the whole folder to {self.url}."
             ) from None
         except PermissionError as error:
             raise PermissionDenied(
-                f"data.prepared: {what} may not be read ({error}); give this machine credentials for it."
+                f"{self.key}: {what} may not be read ({error}); give this machine credentials for it."
             ) from None
         except ImportError as error:
-            raise Unavailable(f"data.prepared: {what} needs a package that is not installed: {error}.") from None
+            raise Unavailable(f"{self.key}: {what} needs a package that is not installed: {error}.") from None
         except ValueError as error:
-            raise ConfigError(f"data.prepared: {what} cannot be opened: {error}") from None
+            raise ConfigError(f"{self.key}: {what} cannot be opened: {error}") from None
         except Exception as error:  # each driver raises kinds of its own, which are known only where it is installed
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageError(f"data.cache: the disk is full ({error}); set it to another disk.") from None
-            raise Unavailable(f"data.prepared: {what} cannot be read ({type(error).__name__}: {error}).") from error
+            raise Unavailable(f"{self.key}: {what} cannot be read ({type(error).__name__}: {error}).") from error
 
 
 def _fetch(remote: _Remote, wanted: Sequence[_File], folder: Path) -> None:

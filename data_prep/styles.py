@@ -48,6 +48,12 @@ class Style:
     def few_shot(self) -> bool:
         return self.shots != 0
 
+    @property
+    def places(self) -> frozenset[str]:
+        """Parts of a row that its templates ask for; question and answer are always looked at, for options."""
+        patterns = "".join(each.head + each.input + each.target for each in self.templates)
+        return frozenset({"question", "answer", *PLACE.findall(patterns)})
+
 
 @dataclass(frozen=True)
 class Row:

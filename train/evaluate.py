@@ -20,7 +20,8 @@ from rich.table import Table
 from conf.errors import ConfigError, leave_with_code
 from conf.exits import write_json
 from conf.schema import EvaluationConfig, RunConfig
-from data_prep.shards import Corpus, Split, open_corpus
+from data_prep.prepared import open_at
+from data_prep.shards import Corpus, Split
 from train.answers import Answer, Decoder, answer_rows
 from train.arguments import run_arguments, whole_number
 from train.attention import Attention
@@ -41,7 +42,10 @@ USAGE = """usage: python -m train.evaluate run_dir=DIR [checkpoint=N] [max_rows=
 
 def open_further(cfg: RunConfig, tokenizer_fingerprint: str) -> dict[str, Corpus]:
     """The corpora of ``evaluation.sources``. ConfigError if one has another tokenizer or samples longer than a row."""
-    opened = {name: open_corpus(Path(path), verify="sizes") for name, path in cfg.evaluation.sources.items()}
+    opened = {
+        name: open_at(place, cfg.data.cache, verify="sizes", key=f"evaluation.sources.{name}")
+        for name, place in cfg.evaluation.sources.items()
+    }
     problems = []
     for name, corpus in opened.items():
         where = f"evaluation.sources.{name}: {corpus.path}"

@@ -23,9 +23,24 @@ def formats() -> tuple[str, ...]:
 def reader(name: str, fields: Mapping[str, str] | None = None) -> Reader:
     """The ``read`` function of format ``name`` (one of ``formats()``), for rows in which its fields have other names.
 
-    ``fields``: the row's name of each field that the format calls otherwise.
+    ``fields``: the row's name of each field that the format calls otherwise, or where in the row it stands.
     """
     read = cast(Reader, importlib.import_module(f"{__name__}.{name}").read)
     if not fields:
         return read
-    return lambda row: read(row | {ours: row[theirs] for ours, theirs in fields.items() if theirs in row})
+    places = fields.items()
+    return lambda row: read(row | {ours: found for ours, place in places if (found := _at(row, place)) is not None})
+
+
+def _at(row: Any, place: str) -> Any:
+    """``row[place]``, or what a path of keys and list positions leads to (``instances.0.input``); None: not there."""
+    if isinstance(row, dict) and place in row:
+        return row[place]
+    first, _, rest = place.partition(".")
+    if isinstance(row, list) and first.isdecimal() and int(first) < len(row):
+        found = row[int(first)]
+    elif isinstance(row, dict) and first in row:
+        found = row[first]
+    else:
+        return None
+    return _at(found, rest) if rest else found

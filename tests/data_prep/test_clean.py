@@ -22,6 +22,10 @@ def alpaca(instruction: str = "Ask.", context: str = "", output: str = "Answer."
     return Conversation((Message("user", instruction, context=context), Message("assistant", output)))
 
 
+def with_passage(passage: str) -> Conversation:
+    return sources.reader("qa")({"question": "What?", "answer": "That.", "passage": passage})
+
+
 def cleaned(row: Conversation, **chosen: bool) -> Cleaned:
     return clean(row, switches(chosen))
 
@@ -37,6 +41,8 @@ def cleaned(row: Conversation, **chosen: bool) -> Cleaned:
         (alpaca(output="No Output, GPT model cannot create visuals."), "nooutput_marker"),
         (alpaca(output="a\x00b"), "control_char"),
         (alpaca(output="a\ud800b"), "lone_surrogate"),
+        (with_passage("a\ud800b"), "lone_surrogate"),
+        (with_passage("a\x00b"), "control_char"),
         (alpaca(output="Done.\n##\n18. Instruction: next"), "separator_leak"),
     ],
 )

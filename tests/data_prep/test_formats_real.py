@@ -57,6 +57,7 @@ def test_niv2_every_instance_of_every_task_in_both_schemas(real_data: Real) -> N
         assert [raw.row for raw in files.rows(path)] == list(range(len(task["Instances"])))
         for instance, each in zip(task["Instances"], kept, strict=True):
             assert each.messages[0].content == first.strip()
+            assert each.fields["ex_output"] == task["Positive Examples"][0]["output"]
             assert (each.messages[0].context, each.messages[1].content) == (instance["input"], instance["output"][0])
         total += len(kept)
     assert schemas == {"list": 60, "str": 6}
@@ -69,22 +70,64 @@ def test_p3_rows_lose_only_the_end_mark(real_data: Real) -> None:
     assert not any("<|endoftext|>" in each.messages[1].content for each in kept)
 
 
-# Format and files of every set of instructions that the tests above do not read; what is refused, by source.
+INSIDE = {"input": "instances.0.input", "output": "instances.0.output"}
+EXAMPLE = {"instruction": "definition", "input": "positive_example.input", "output": "positive_example.output"}
+# Format and files of every set of instructions, and what is refused, by source.
 WHOLE_SETS: dict[str, tuple[str, str, dict[str, str], dict[str, int]]] = {
+    "alpaca": (
+        "alpaca", "alpaca/alpaca_data.json.gz", {},
+        {"control_char": 2, "empty_output": 28, "nooutput_marker": 53, "separator_leak": 13},
+    ),
     "alpaca_zh": ("alpaca", "alpaca_zh", {}, {"empty_output": 4, "nooutput_marker": 1}),
     "alpaca_eval": ("alpaca", "eval_instructions", {}, {"empty_output": 1}),
+    "bbh": ("prompt_completion", "bbh/bbh.jsonl.gz", {"prompt": "input", "completion": "target"}, {"duplicate": 2}),
     "vicuna": ("sharegpt", "chat/dummy_conversation.json.gz", {}, {}),
     "glaive": ("sharegpt", "chat/glaive_toolcall_en_demo.json.gz", {}, {"duplicate": 35, "over_length": 1}),
     "gsm8k": ("prompt_completion", "gsm8k", {"prompt": "question", "completion": "answer"}, {}),
     "dolly": ("alpaca", "dolly", {}, {"duplicate": 2, "over_length": 2}),
     "codealpaca": ("alpaca", "codealpaca", {}, {"empty_output": 2}),
+    "flan_cot": ("flan_cot", "flan_cot", {}, {"control_char": 2, "duplicate": 1}),
     "gpteacher": ("alpaca", "gpteacher", {}, {}),
+    "niv2": (
+        "niv2", "niv2/tasks", {},
+        {"control_char": 18, "duplicate": 151, "empty_output": 6, "over_length": 16},
+    ),
+    "niv2_examples": ("alpaca", "niv2/niv2_metadata.jsonl.gz", EXAMPLE, {"duplicate": 42, "over_length": 8}),
+    "seed_tasks": ("alpaca", "alpaca/seed_tasks.jsonl.gz", INSIDE, {}),
     "wikidoc": ("alpaca", "medical/medical_meadow_wikidoc_patient.json.gz", {}, {"duplicate": 92, "over_length": 1}),
     "t0": ("p3", "t0_sf", {}, {"control_char": 2, "duplicate": 59, "over_length": 91}),
+}  # fmt: skip
+# Every other file, and what it is instead.
+NO_INSTRUCTIONS = {
+    "README.md": "about the files",
+    "manifest.json": "about the files",
+    "LICENSES": "about the files",
+    "alpaca/alpaca_dirty_rows.json.gz": "row numbers",
+    "alpaca/alpaca_stats.json": "statistics",
+    "bbh/cot_prompts.json.gz": "one prompt per task, without answers of its own",
+    "chat/mt_bench_question.jsonl.gz": "questions without answers",
+    "finance": "tables with several questions each, whose answers are numbers, texts or lists",
+    "flan_mixture": "FLAN's templates and proportions",
+    "medical/pubmedqa_pqal.json.gz": "abstracts by number, not rows",
+    "niv2/cl_eval_ids.json.gz": "names of instances",
+    "niv2/official_test_tasks.txt": "names of tasks",
+    "nlvr_vlm": "questions about pictures",
+    "tokenizers": "tokenizers",
+    "weights": "weights",
 }
 
 
+def test_every_file_is_known(real_data: Real) -> None:
+    """A new file is either prepared whole below, or listed as something else."""
+    root = real_data(".")
+    known = [Path(path) for _, path, *_ in WHOLE_SETS.values()] + [Path(path) for path in NO_INSTRUCTIONS]
+    files_there = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
+    assert [str(path) for path in files_there if not {path, *path.parents} & set(known)] == []
+    assert [str(path) for path in known if not (root / path).exists()] == []
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_set_of_instructions_is_prepared_with_explained_rejections(tmp_path: Path, real_data: Real) -> None:
     words = load(str(real_data("tokenizers/gpt2")))
     words.hf.chat_template = CHATML
@@ -98,6 +141,7 @@ def test_every_set_of_instructions_is_prepared_with_explained_rejections(tmp_pat
     found = {name: entry["rejected"] for name, entry in manifest["sources"].items()}
     assert found == {name: refused for name, (*_, refused) in WHOLE_SETS.items()}
     assert {name: entry["rows"] for name, entry in manifest["sources"].items()} == {
+        "alpaca": 52_002, "bbh": 4261, "flan_cot": 32_359, "niv2": 23_031, "niv2_examples": 1477, "seed_tasks": 175,
         "alpaca_zh": 3247, "alpaca_eval": 553, "vicuna": 500, "glaive": 300, "gsm8k": 8792,
         "dolly": 2017, "codealpaca": 6552, "gpteacher": 5542, "wikidoc": 5942, "t0": 5160,
     }  # fmt: skip

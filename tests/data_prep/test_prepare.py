@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from conf.errors import BadData, CannotCreate, ConfigError, MissingInput
@@ -249,6 +250,37 @@ def _killed_after_blocks(words: list[str], corpus: Path, blocks: int) -> None:
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
     child.wait()
+
+
+@pytest.mark.faults
+def test_the_processes_of_a_killed_preparation_leave(tmp_path: Path) -> None:
+    write_json(tmp_path / "rows.json", alpaca_rows(3000))
+    command = f"""
+from pathlib import Path
+from data_prep.prepare import prepare
+from tests.data_prep.made import config
+from tests.data_prep.test_prepare import leaf
+if __name__ == "__main__":
+    folder = Path({str(tmp_path)!r})
+    prepare(config({{"a": leaf(folder / "rows.json")}}, folder / "corpus", num_proc=2), argv=[])
+"""
+    (tmp_path / "child.py").write_text(command)
+    child = subprocess.Popen(
+        [sys.executable, str(tmp_path / "child.py")], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    deadline, started = time.monotonic() + 60, list[psutil.Process]()
+    while len(started) < 3:  # two workers and multiprocessing's own helper
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        started = psutil.Process(child.pid).children(recursive=True)
+        time.sleep(0.02)
+    time.sleep(0.5)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    _, left = psutil.wait_procs(started, timeout=60)
+    for each in left:
+        each.kill()
+    assert not left
 
 
 SLOW_CHILD = """

@@ -60,12 +60,15 @@ def test_a_source_with_rejected_rows_is_not_taken_over_where_none_is_allowed(
         prepare(cfg(tmp_path, "new", sources, on_bad_row="fail"), argv=[])
 
 
-def test_what_differs_or_is_damaged_is_prepared_anew(tmp_path: Path, sources: dict[str, Any], done: list[str]) -> None:
+@pytest.mark.parametrize("name", ["shard-00000.arrow", "lengths.npy"])
+def test_what_differs_or_is_damaged_is_prepared_anew(
+    tmp_path: Path, sources: dict[str, Any], done: list[str], name: str
+) -> None:
     old = prepare(cfg(tmp_path, "old", {"a": sources["a"]}), argv=[])
     del done[:]
     prepare(cfg(tmp_path, "shorter", {"a": sources["a"]}, seq_len=250), argv=[])
     assert set(done) == {"a"}
-    shard = old / "a/train/shard-00000.arrow"
+    shard = old / "a/train" / name
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)

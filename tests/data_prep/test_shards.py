@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from conf.errors import BadData, MissingInput
 from data_prep.durable import commit, file_digest
+from data_prep.manifest import VERSION
 from data_prep.shard_writer import Sample, SplitWriter
 from data_prep.shards import open_corpus
 
@@ -37,7 +39,7 @@ def write(root: Path, content: dict[str, list[Row]], **sizes: int) -> dict[str, 
             writer.add(Sample(ids, mask, file=0, row=place * 3))
         sources.setdefault(source, {"rejected": {}, "splits": {}})["splits"][split] = writer.finish()
     manifest = {
-        "version": 1,
+        "version": VERSION,
         "tokenizer": {"fingerprint": "f", "vocab_size": 1002},
         "min_vocab": 1001,
         "template": dict.fromkeys(sources, "alpaca"),
@@ -83,7 +85,7 @@ def test_rows_of_more_tokens_than_two_bytes_count(tmp_path: Path) -> None:
     long = ([1] * 70_000, [1] * 70_000)
     write(tmp_path, {"a/train": [*rows(3), long]})
     split = open_corpus(tmp_path).split("train")["a"]
-    assert (split.lengths.dtype, split.targets.dtype) == (np.int32, np.int32)
+    assert (split.lengths.dtype, split.targets.dtype) == (np.uint32, np.uint32)
     assert (int(split.lengths[3]), int(split.targets[3])) == (70_000, 69_999)
 
 
@@ -107,7 +109,12 @@ def test_manifest_entry_counts(tmp_path: Path) -> None:
     assert entry["supervised_tokens"] == sum(sum(mask[1:]) for _, mask in samples)
     assert [shard["rows"] for shard in entry["shards"]] == [20, 20, 10]
     assert sum(shard["tokens"] for shard in entry["shards"]) == entry["tokens"]
-    for shard in entry["shards"]:
+    assert np.load(tmp_path / entry["lengths"]["file"]).tolist() == [
+        [len(ids) for ids, _ in samples],
+        [sum(mask[1:]) for _, mask in samples],
+        [0] * 50,
+    ]
+    for shard in (entry["lengths"], *entry["shards"]):
         path = tmp_path / shard["file"]
         assert (path.stat().st_size, file_digest(path)) == (shard["bytes"], shard["xxh3"])
 
@@ -157,14 +164,15 @@ def test_absent_unfinished_and_foreign_corpora(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="not a corpus manifest"):
         open_corpus(tmp_path)
     (tmp_path / "MANIFEST.json").write_text('{"version": 99}')
-    with pytest.raises(BadData, match="has version 99"):
+    with pytest.raises(BadData, match=f"has version 99, this Corral reads {VERSION}; prepare the corpus again"):
         open_corpus(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_damage_is_refused_by_file_name(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("name", ["shard-00000.arrow", "lengths.npy"])
+def test_damage_is_refused_by_file_name(tmp_path: Path, name: str, damage: str) -> None:
     write(tmp_path, {"a/train": rows(100)})
-    shard = tmp_path / "a/train/shard-00000.arrow"
+    shard, named = tmp_path / "a/train" / name, re.escape(name)
     content = bytearray(shard.read_bytes())
     if damage == "flip":
         content[len(content) // 2] ^= 1
@@ -174,11 +182,46 @@ def test_damage_is_refused_by_file_name(tmp_path: Path, damage: str) -> None:
         shard.write_bytes(content[:-8])
     else:
         shard.unlink()
-    with pytest.raises(BadData, match=r"shard-00000\.arrow"):
+    with pytest.raises(BadData, match=named):
         open_corpus(tmp_path)
     if damage != "flip":
-        with pytest.raises(BadData, match=r"shard-00000\.arrow"):
+        with pytest.raises(BadData, match=named):
             open_corpus(tmp_path, verify="sizes")
+
+
+def test_a_shard_is_opened_when_a_row_of_it_is_read(tmp_path: Path) -> None:
+    """Lengths alone say how a run goes on, so that opening costs no more for a large corpus than for a small one."""
+    samples = rows(40)
+    write(tmp_path, {"a/train": samples}, shard_rows=20, batch_rows=10)
+    second = tmp_path / "a/train/shard-00001.arrow"
+    second.write_bytes(bytes(second.stat().st_size))
+    split = open_corpus(tmp_path, verify="sizes").split("train")["a"]
+    assert split.lengths.tolist() == [len(ids) for ids, _ in samples]
+    assert split.tokens(19)[0].tolist() == samples[19][0]
+    with pytest.raises(BadData, match=r"shard-00001\.arrow is not a shard"):
+        split.tokens(20)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        (np.ones((3, 4), np.uint16), r"uint16 \[3, 4\], not uint16 or uint32 \[3, 5\]"),
+        (np.ones((3, 5), np.float32), r"float32 \[3, 5\], not uint16"),
+        (np.ones((3, 5), np.uint16), r"row 0 of .*shard-00000\.arrow is not what lengths\.npy beside it says"),
+        (b"<html>", r"lengths\.npy does not hold the lengths of its rows"),
+    ],
+)
+def test_lengths_that_no_writer_makes_are_refused(tmp_path: Path, lengths: Any, message: str) -> None:
+    manifest = write(tmp_path, {"a/train": rows(5)})
+    path = tmp_path / "a/train/lengths.npy"
+    if isinstance(lengths, bytes):
+        path.write_bytes(lengths)
+    else:
+        np.save(path, lengths)
+    manifest["sources"]["a"]["splits"]["train"]["lengths"] |= {"bytes": path.stat().st_size, "xxh3": file_digest(path)}
+    commit(tmp_path / "MANIFEST.json", json.dumps(manifest).encode())
+    with pytest.raises(BadData, match=message):
+        open_corpus(tmp_path)
 
 
 def rewritten(shard: Path, batch: Any) -> None:

@@ -135,3 +135,14 @@ def test_content_key_tells_fields_apart() -> None:
 
     assert key("ab", "c") != key("a", "bc")
     assert key("ab", "c") == key("ab", "c")
+
+
+def test_fields_may_lie_deeper_in_the_row() -> None:
+    read = sources.reader("alpaca", {"input": "instances.0.input", "output": "instances.0.output"})
+    row: dict[str, object] = {"instruction": "Add.", "instances": [{"input": "2 2", "output": "4"}]}
+    question, answer = read(row).messages
+    assert (question.context, answer.content) == ("2 2", "4")
+    assert read(row | {"instances.0.output": "four"}).messages[1].content == "four"  # a field of that very name
+    for other in ([], [3], {"0": {}}, "text", None):
+        with pytest.raises(Rejected, match="missing_field"):
+            read(row | {"instances": other})

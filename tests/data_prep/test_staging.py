@@ -31,7 +31,7 @@ from conf.errors import (
 from data_prep.durable import file_digest
 from data_prep.identity import corpus_path
 from data_prep.prepare import prepare
-from data_prep.prepared import open_prepared
+from data_prep.prepared import open_at, open_prepared
 from data_prep.shards import open_corpus
 from data_prep.staging import stage
 from launch.prepare import is_prepared
@@ -71,7 +71,7 @@ CONTENT = {"a/train": rows(100), "b/train": rows(80, 1), "b/validation": rows(20
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A corpus of ten shards in two sources, with a tokenizer."""
+    """A corpus of ten shards and three files of lengths in two sources, with a tokenizer."""
     root = tmp_path / "bucket" / "corpus"
     write(
         root, {"a/train": rows(100), "b/train": rows(80, 1), "b/validation": rows(20, 2)}, shard_rows=20, batch_rows=10
@@ -81,8 +81,10 @@ def source(tmp_path: Path) -> Path:
     return root
 
 
-def shards(root: Path) -> list[str]:
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.arrow"))
+def hashed(root: Path) -> list[str]:
+    """What the MANIFEST names with a hash."""
+    found = [*root.rglob("*.arrow"), *root.rglob("*.npy")]
+    return sorted(path.relative_to(root).as_posix() for path in found)
 
 
 def content(root: Path) -> dict[str, str]:
@@ -108,7 +110,7 @@ def test_the_processes_of_a_node_fetch_every_file_once(source: Path, tmp_path: P
     log = tmp_path / "log"
     children = [start(source, tmp_path / "cache", log, 0.02) for _ in range(3)]
     assert [child.wait(timeout=60) for child in children] == [0, 0, 0]
-    assert sorted(log.read_text().split()) == [*shards(source), "tokenizer/tokenizer.json"]
+    assert sorted(log.read_text().split()) == [*hashed(source), "tokenizer/tokenizer.json"]
     assert content(tmp_path / "cache") == content(source)
     assert open_corpus(tmp_path / "cache").split("train")["a"].rows == 100
 
@@ -117,19 +119,19 @@ def test_killed_in_the_middle_and_started_again_fetches_only_the_rest(source: Pa
     log, cache = tmp_path / "log", tmp_path / "cache"
     child = start(source, cache, log, 0.4)
     deadline = time.monotonic() + 60
-    while len(shards(cache)) < 8 or not list(cache.rglob("*.part")):
+    while len(hashed(cache)) < 8 or not list(cache.rglob("*.part")):
         assert child.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    finished = shards(cache)
-    assert 8 <= len(finished) < len(shards(source))
+    finished = hashed(cache)
+    assert 8 <= len(finished) < len(hashed(source))
     with pytest.raises(MissingInput, match="unfinished"):
         open_corpus(cache)
     log.unlink()
     assert start(source, cache, log, 0).wait(timeout=60) == 0
-    assert sorted(log.read_text().split()) == [*sorted({*shards(source)} - {*finished}), "tokenizer/tokenizer.json"]
+    assert sorted(log.read_text().split()) == [*sorted({*hashed(source)} - {*finished}), "tokenizer/tokenizer.json"]
     assert content(cache) == content(source)
 
 
@@ -167,6 +169,7 @@ def test_another_corpus_under_the_same_url_replaces_the_old(source: Path, tmp_pa
 @pytest.mark.parametrize(
     ("damage", "kind", "message"),
     [
+        ("lengths", BadData, r"corpus/a/train/lengths\.npy is damaged: its hash is not the one in the MANIFEST"),
         ("flip", BadData, r"corpus/a/train/shard-00002\.arrow is damaged: its hash is not the one in the MANIFEST"),
         ("cut", BadData, r"corpus/a/train/shard-00002\.arrow has \d+ bytes, its MANIFEST says \d+"),
         ("remove", MissingInput, r"file://.*corpus/a/train/shard-00002\.arrow is not there"),
@@ -184,6 +187,8 @@ def test_what_is_wrong_at_the_url_is_named(
     backup = shutil.copytree(source, tmp_path / "backup")
     if damage == "flip":
         flip(shard)
+    elif damage == "lengths":
+        flip(source / "a/train/lengths.npy")
     elif damage == "cut":
         shard.write_bytes(shard.read_bytes()[:-8])
     elif damage == "remove":
@@ -206,6 +211,13 @@ def test_what_is_wrong_at_the_url_is_named(
     assert content(stage(url(source), tmp_path / "cache")) == good
 
 
+def test_another_key_may_name_a_url(source: Path, tmp_path: Path) -> None:
+    there = open_at(url(source), str(tmp_path), key="evaluation.sources.x")
+    assert there.split("validation")["b"].rows == open_at(str(source), None).split("validation")["b"].rows
+    with pytest.raises(MissingInput, match=r"^evaluation\.sources\.x: file://.*no/MANIFEST\.json is not there"):
+        open_at(url(tmp_path / "no"), str(tmp_path), key="evaluation.sources.x")
+
+
 class Broken(LocalFileSystem):  # type: ignore[misc]
     """Fails as a driver may, once a file is fetched."""
 
@@ -225,7 +237,7 @@ class Broken(LocalFileSystem):  # type: ignore[misc]
     [
         (OSError(errno.ENOSPC, "No space left on device"), StorageError, "data.cache: the disk is full"),
         (PermissionError("Access Denied"), PermissionDenied, r"may not be read \(Access Denied\)"),
-        (RuntimeError("connection lost"), Unavailable, r"\.arrow cannot be read \(RuntimeError: connection lost\)"),
+        (RuntimeError("connection lost"), Unavailable, r"corpus/\S+ cannot be read \(RuntimeError: connection lost\)"),
     ],
 )
 def test_what_a_driver_raises_has_a_name(

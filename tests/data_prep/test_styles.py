@@ -18,10 +18,11 @@ from data_prep import options, styles, template_set
 from data_prep.conversation import Conversation, Message, Rejected
 from data_prep.exemplars import FEWEST, POOL, Pool, read
 from data_prep.flan_templates import convert, few_shot
+from data_prep.prepare import prepare
 from data_prep.sources import flan_cot, niv2, qa
 from data_prep.styles import Row, Style
 from data_prep.template_set import Template
-from tests.data_prep.made import byte_tokenizer
+from tests.data_prep.made import byte_tokenizer, config
 
 PAIRS = tuple(Template(f"{number}) {{question}}", f"{number}: {{answer}}") for number in range(10))
 ZERO = Style(PAIRS, 0, "given", 1920, seed=0)
@@ -197,6 +198,10 @@ def test_every_shipped_set_writes_its_rows_in_ten_ways() -> None:
     rows: dict[str, Conversation] = {
         "cot": flan_cot.read({"fields": ["What is {x}?", "4", "Two and two."]}),
         "niv2": niv2.read({"Definition": ["Add."], "input": "2 {2}", "output": ["4"]}),
+        "niv2_example": niv2.read(
+            {"Definition": "Add.", "input": "2 {2}", "output": "4"}
+            | {"ex_input": "1 1", "ex_output": "2", "ex_explanation": "One and one."}
+        ),
         "qa": qa.read({"question": "What?", "answer": "That."}),
         "qa_options": qa.read({"question": "What?", "answer": "b", "options": ["a", "b"]}),
     }
@@ -253,9 +258,9 @@ def test_a_set_without_templates_for_the_style_and_an_unknown_set(tmp_path: Path
 def test_flan_templates_are_converted_and_all_of_them_load(tmp_path: Path, real_data: Any) -> None:
     source = real_data("flan_mixture/flan_v2_templates.json.gz")
     written = convert(source, tmp_path)
-    assert len(written) == 301
+    assert len(written) == 302
     tables = json.loads(gzip.decompress(source.read_bytes()))
-    kinds = ("zero_shot", "zero_shot_no_options", "flan2021_zero_shot")
+    kinds = ("zero_shot", "zero_shot_no_options", "flan2021_zero_shot", "inline_few_shot")
     pairs = sum(len(each) for kind in kinds for each in tables[kind].values())
     assert sum(len(template_set.load(path, "zero")) for path in written) == pairs
     conversation = flan_cot.read({"fields": ["What is 2+2?", "4", "Two and two."]})
@@ -269,6 +274,13 @@ def test_flan_templates_are_converted_and_all_of_them_load(tmp_path: Path, real_
         assert "One and one." in "".join(plan.exemplars) or not shots
     definition = template_set.load(tmp_path / "natinst_v2.jsonl", "few")
     assert {each.head.count("{Definition}") for each in definition} == {1}
+    row = {"Definition": "Add.", "input": "5 + 6", "output": "11", "ex_input": "7 + 8", "ex_output": "15"}
+    inline = template_set.load(tmp_path / "natinst_v2.example.jsonl", "zero")
+    for number in range(10):
+        conversation = niv2.read(row | {"ex_explanation": "Eight after seven."})
+        made = styles.plan(replace(ZERO, templates=inline), Row("t", number, conversation), {}).conversation(0)
+        places = [made.messages[0].content.index(text) for text in ("Add.", "7 + 8", "15", "Eight after", "5 + 6")]
+        assert places == sorted(places)
 
 
 def test_what_is_no_template_table_is_refused(tmp_path: Path) -> None:
@@ -333,3 +345,18 @@ def test_pools_share_a_bounded_room_and_come_back_from_disk(tmp_path: Path) -> N
     fields.add("t", 0, cot)
     fields.write(tmp_path / "fields")
     assert read(tmp_path / "fields")["t"] == (cot,)
+
+
+def test_a_bad_example_of_a_task_rejects_rows_only_where_it_is_shown(tmp_path: Path) -> None:
+    byte_tokenizer(tmp_path / "words").save(tmp_path / "words")
+    instances = [{"input": f"{n} + 1", "output": [f"{n + 1}"]} for n in range(8)]
+    example = {"input": "1 + 1", "output": "2", "explanation": "a\x00b"}
+    task = {"Definition": "Add.", "Positive Examples": [example], "Instances": instances}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    leaf = {"format": "niv2", "path": str(tmp_path / "task.json")}
+    leaves = {name: leaf | {"style": {"templates": name}} for name in ("niv2", "niv2_example")}
+    cfg = config(leaves, tmp_path / "corpus", model={"tokenizer": str(tmp_path / "words")}, seq_len=512)
+    with pytest.raises(BadData, match=r"niv2_example: 8 of 8 rows .*control_char 8"):
+        prepare(cfg, argv=[])
+    quarantined = (tmp_path / "corpus" / "quarantine.jsonl").read_text().splitlines()
+    assert {json.loads(line)["source"] for line in quarantined} == {"niv2_example"}

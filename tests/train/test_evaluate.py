@@ -142,7 +142,7 @@ def run_config(**evaluation: Any) -> Any:
 def test_evaluate_all_names_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     own: Any = FakeCorpus({"a": fake_split(rows=7, name="a"), "b": fake_split(rows=3, seed=5, name="b")})
     further: Any = FakeCorpus({"a": fake_split(rows=4, seed=9, name="a")})
-    monkeypatch.setattr("train.evaluate.open_corpus", lambda path, verify: further)
+    monkeypatch.setattr("train.evaluate.open_at", lambda place, cache, **_: further)
     model, attention = packed_model("llama")
     cfg = run_config(sources={"extra": "somewhere"})
     metrics, samples = evaluate_all(model, own, cfg, tokenizer=Words(), attention=attention, ranks=Ranks())
@@ -159,7 +159,7 @@ def test_further_corpora_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError, match=r"x\.a is a source of the run too"):
         held_out_splits(own.splits, {"x": FakeCorpus({"a": fake_split()})})  # type: ignore[dict-item]
     other: Any = FakeCorpus({}, tokenizer_fingerprint="g", manifest={"max_tokens": 65})
-    monkeypatch.setattr("train.evaluate.open_corpus", lambda path, verify: other)
+    monkeypatch.setattr("train.evaluate.open_at", lambda place, cache, **_: other)
     model, attention = packed_model("llama")
     with pytest.raises(ConfigError) as caught:
         evaluate_all(model, own, run_config(sources={"x": "p"}), tokenizer=Words(), attention=attention, ranks=Ranks())

@@ -22,7 +22,7 @@ from conf.schema import LoraTuning, ModelConfig, RunConfig
 from data_prep import tokenizer as tokenizers
 from data_prep.chat import encode_prompt
 from data_prep.conversation import Conversation, Message
-from data_prep.shards import VERSION as CORPUS_VERSION
+from data_prep.manifest import VERSION as CORPUS_VERSION
 from tests.tiny import tiny_config, tiny_run, tiny_tokenizer
 from train import tuning
 from train.checkpoint.layout import VERSION, folder_of
