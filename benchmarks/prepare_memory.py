@@ -4,7 +4,7 @@ Rows as long as Alpaca's (made-up words, no two rows alike, about 440 bytes each
 and prepared by ``python -m data_prep`` with NUM_PROC processes (2). Sampled ten times a second: the resident memory of
 that process and all its children, added up, so that what they share counts for each. The tokenizer splits at blanks,
 which keeps the run short and changes nothing that is held; TOKENIZER=FOLDER takes another one. Five gigabytes need
-25 GB of disk and an hour of two cores; everything is deleted at the end.
+25 GB of disk and three quarters of an hour of two cores; everything is deleted at the end.
 """
 
 from __future__ import annotations
