@@ -98,7 +98,7 @@ def main() -> None:
         folder = Path(name)
         rows = write_input(folder / "rows.jsonl", int(size * 1e9))
         tokenizer = os.environ.get("TOKENIZER") or write_tokenizer(folder / "words")
-        command = [sys.executable, "-m", "data_prep", "~data.sources", f"data.num_proc={num_proc}"]
+        command = [sys.executable, "-m", "data_prep", "~data.sources", "data.seq_len=2048", f"data.num_proc={num_proc}"]
         command += [f"+data.sources={{made: {{format: alpaca, path: {folder / 'rows.jsonl'}}}}}"]
         command += [f"data.prepared={folder / 'corpus'}", f"model.tokenizer={tokenizer}"]
         most, seconds = watched(command, folder / "log")
