@@ -55,8 +55,14 @@ def kill_run(run: Path, world: int, step: int, number: signal.Signals, arguments
 
 @pytest.mark.parametrize(
     "more",
-    [("zero=2",), ("zero=3", "tuning=lora", "tuning.dropout=0.1", "data.share_prefix=false")],
-    ids=["full", "lora"],
+    [
+        pytest.param(("zero=2",), id="full"),
+        pytest.param(
+            ("zero=3", "tuning=lora", "tuning.dropout=0.1", "data.share_prefix=false"),
+            id="lora",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_kill_nine_and_restart_ends_at_the_same_fingerprint(folder: Path, more: tuple[str, ...]) -> None:
     kind = more[0].replace("=", "")

@@ -40,6 +40,7 @@ def test_the_run_is_that_of_one_rank(folder: Path) -> None:
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_the_model_is_evaluated_and_exported_by_one_process(folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -57,6 +58,7 @@ def test_the_model_is_evaluated_and_exported_by_one_process(folder: Path) -> Non
         torch.testing.assert_close(tensor, weights[1][name], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_ranks_and_heads_that_do_not_divide_are_refused_in_one_sentence(folder: Path) -> None:
     code, output = train(2, *tiny_run(folder, "uneven", "compute.sequence_parallel=4"), timeout=90)
     assert code != 0
@@ -69,6 +71,7 @@ def test_ranks_and_heads_that_do_not_divide_are_refused_in_one_sentence(folder: 
     assert output.count("2 was asked for a model of 3 query heads, which so many ranks cannot share out") == 1, output
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_a_killed_run_goes_on_bitwise_and_on_other_slices_with_the_same_samples(folder: Path) -> None:
     code, output = train(2, *tiny_run(folder, "whole", *FEW, *SLICED))
