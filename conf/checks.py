@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from conf.finding import Finding
 from conf.methods import LoraTuning
+from conf.source_checks import tree
 
 if TYPE_CHECKING:
-    from conf.schema import RunConfig, SourceConfig
+    from conf.schema import RunConfig
 
 BYTE_ALPHABET = 256
 """Tokens of a byte-level BPE before it has learnt anything; two more are the special ones."""
-LEAF_ONLY = ("format", "path", "style", "select", "rows", "max_epochs")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One broken rule: the settings it is about (dotted) and the line the user reads."""
-
-    keys: tuple[str, ...]
-    line: str
-
-    def touches(self, broken: Iterable[tuple[str | int, ...]]) -> bool:
-        """True if one of its settings is above, at or below one of ``broken``."""
-        mine = [tuple(key.split(".")) for key in self.keys]
-        theirs = [tuple(str(part) for part in path) for path in broken]
-        return any(a[: len(b)] == b or b[: len(a)] == a for a in mine for b in theirs)
 
 
 def cross_checks(cfg: RunConfig) -> list[Finding]:
@@ -49,7 +36,7 @@ def cross_checks(cfg: RunConfig) -> list[Finding]:
         _not_yet,
     )
     found = [finding for rule in rules for finding in rule(cfg)]
-    return found + list(_tree("data.sources", cfg.data.sources))
+    return found + list(tree("data.sources", cfg.data.sources))
 
 
 def _model(cfg: RunConfig) -> Iterator[Finding]:
@@ -289,52 +276,3 @@ def _not_yet(cfg: RunConfig) -> Iterator[Finding]:
     if cfg.checkpoint.background:
         key = "checkpoint.background"
         yield Finding((key,), f"{key}: true is not available in this version; set it to false")
-
-
-def _tree(path: str, nodes: Mapping[str, SourceConfig]) -> Iterator[Finding]:
-    """Rules of the source tree below ``path``."""
-    if not nodes:
-        yield Finding((path,), f"{path}: empty; add a source with +{path}.NAME={{format: alpaca, path: FILE}}")
-    if nodes and all(node.weight == 0 for node in nodes.values()):
-        yield Finding((path,), f"{path}: every weight is 0, so nothing would be drawn")
-    for name, node in nodes.items():
-        here = f"{path}.{name}"
-        if "." in name:
-            yield Finding(
-                (path,), f"{here}: a name cannot hold a dot, it separates the levels; use {name.replace('.', '-')}"
-            )
-        if node.weight is not None and node.rate is not None and node.sources is None:
-            yield Finding((here,), f"{here}: weight and rate are both set; keep one of them")
-        yield from _leaf(here, node) if node.sources is None else _inner(here, node)
-
-
-def _leaf(here: str, node: SourceConfig) -> Iterator[Finding]:
-    for key in ("format", "path"):
-        if not getattr(node, key):
-            example = "alpaca" if key == "format" else "data/rows.jsonl"
-            yield Finding(
-                (f"{here}.{key}",), f"{here}.{key}: missing; a source needs it, such as {here}.{key}={example}"
-            )
-    if node.format in ("sharegpt", "messages") and node.template == "alpaca":
-        yield Finding(
-            (f"{here}.template", f"{here}.format"),
-            f"{here}.template: alpaca holds one question and one answer, {node.format} rows have several turns; "
-            f"use template=chat or leave it at auto",
-        )
-    if node.format in ("sharegpt", "messages") and node.style is not None:
-        yield Finding(
-            (f"{here}.style", f"{here}.format"),
-            f"{here}.style: it writes one question and one answer, {node.format} rows have several turns; take it away",
-        )
-
-
-def _inner(here: str, node: SourceConfig) -> Iterator[Finding]:
-    extra = [key for key in LEAF_ONLY if getattr(node, key) is not None]
-    extra += ["template"] if node.template != "auto" else []
-    extra += ["validation_fraction"] if node.validation_fraction else []
-    extra += ["fields"] if node.fields else []
-    if extra:
-        yield Finding(
-            (here,), f"{here}: has sources below it, so {', '.join(extra)} must stand at each of those instead"
-        )
-    yield from _tree(f"{here}.sources", node.sources or {})
