@@ -50,7 +50,7 @@ class Option:
     def against(self, chosen: Option, limit_gib: float) -> str:
         """Why ``chosen`` was taken and not this one."""
         if not self.fits:
-            return f"needs {self.memory.device / GIB:.1f} GiB of the {limit_gib * (1 - MARGIN):.1f} that it may use"
+            return f"over the {limit_gib * (1 - MARGIN):.1f} it may use"
         slower = self.cost / chosen.cost - 1
         if abs(slower) < SAME:
             return "fits as well"
