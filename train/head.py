@@ -33,6 +33,7 @@ Losses = tuple[torch.Tensor, torch.Tensor]
 
 def plain_head(model: nn.Module) -> nn.Linear | None:
     """The output layer of ``model``, if logits are all it makes and all that becomes of it: no adapter, no soft cap."""
+    model = getattr(model, "module", model)  # DeepSpeed's engine has a config of its own, which knows no cap
     find: Callable[[], nn.Module] | None = getattr(model, "get_output_embeddings", None)
     head = find() if find else None
     capped = getattr(getattr(model, "config", None), "final_logit_softcapping", None)

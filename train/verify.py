@@ -36,6 +36,8 @@ ROWS = 5
 """Odd, so that two ranks and accumulation leave empty slots."""
 WHOLE = 100_000
 """A micro-batch that holds every row, packed or not."""
+FAINT = 0.05
+"""Root mean square of a gradient, against that of all of them, below which its own size is no measure."""
 ALLOWED: dict[Precision, float] = {"fp32": 1e-6, "bf16": 2e-2}
 """Largest relative difference per tensor. fp32: the rounding of sums over up to TOKENS tokens stays below. bf16: a few
 roundings of 2**-8; there the whole gradient must also be as near as plain torch in bf16 comes."""
@@ -99,10 +101,12 @@ def worst(found: Gradients, wanted: Gradients) -> tuple[float, str]:
     missing = sorted({*found} ^ {*wanted})
     if missing:
         return float("inf"), missing[0]
-    scale = max(float(value.norm()) for value in wanted.values())
+    elements = sum(value.numel() for value in wanted.values())
+    average = (sum(float(value.norm()) ** 2 for value in wanted.values()) / elements) ** 0.5
     errors = {
-        # A tensor whose exact gradient is zero (LoRA's A before the first step) is compared with the largest norm.
-        name: float((found[name] - value).norm()) / (float(value.norm()) or scale)
+        # A gradient that is nearly or exactly zero (a bias of keys, which a softmax hardly sees; LoRA's A at first)
+        # is the difference of large numbers, whose rounding is not its own: it counts as FAINT of the average.
+        name: float((found[name] - value).norm()) / max(float(value.norm()), FAINT * average * value.numel() ** 0.5)
         for name, value in wanted.items()
     }
     name = max(errors, key=errors.__getitem__)

@@ -147,6 +147,22 @@ def test_only_a_plain_linear_head_is_replaced() -> None:
     assert plain_head(Model(Adapted(2, 3))) is None
     assert plain_head(nn.Linear(2, 3)) is None
 
+    class Engine(nn.Module):
+        """As DeepSpeed's: what it has not it takes from the model, but ``config`` it has."""
+
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module, self.config = module, {"train_batch_size": 1}
+
+        def __getattr__(self, name: str) -> object:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(super().__getattr__("module"), name)
+
+    assert plain_head(Engine(Model(nn.Linear(2, 3)))) is not None
+    assert plain_head(Engine(Model(nn.Linear(2, 3), cap=30.0))) is None
+
 
 @pytest.mark.parametrize("loss", [LossConfig(), LossConfig(z_loss=1e-2, label_smoothing=0.1)])
 def test_the_form_that_gpus_compile_is_the_same(loss: LossConfig) -> None:
