@@ -89,7 +89,7 @@ def observe(ranks: Ranks, stage: int, method: str, dtype: str, live_parameters: 
         world=WORLD,
         on_cpu=True,
     )
-    with Watch(1) as live:
+    with Watch() as live:
         config = AutoConfig.for_model(**CONFIG)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
         chosen: Any = LoraTuning(method="lora", rank=8) if method == "lora" else FullTuning(method="full")
