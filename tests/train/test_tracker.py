@@ -292,7 +292,7 @@ def test_a_dead_server_costs_training_nothing(
         tracker = WandbTracker(tmp_path, "r", TrackerConfig(wandb="online"), {}, notes.append)
         for step in range(1000):
             tracker.log(step, {"train/loss": 1.0})
-        assert time.perf_counter() - began < 1.0
+        assert time.perf_counter() - began < 2.0  # less than the first wait for the server
         tracker.close(0)
     assert len(notes) == 2, notes
     assert "recording offline instead" in notes[0]
