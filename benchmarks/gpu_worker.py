@@ -43,7 +43,7 @@ def main(name: str, folder: Path, device: str) -> None:
     tiny = device == "cpu"
     start = random_start(job.model, folder, device)
     run = assembled(job, folder, start, tiny)
-    turns = {variant: updates(run, variant, job) for variant in job.variants}
+    turns = {variant: updates(run, variant, WARM_UP + ROUNDS * TURN + 1) for variant in job.variants}
     found: dict[str, list[Update]] = {variant: [] for variant in job.variants}
     first = 0.0
     for turn in turns.values():
@@ -144,8 +144,8 @@ def assembled(job: Job, folder: Path, start: Path, tiny: bool) -> Any:
     return assemble(cfg, run_dir, ranks, 0, open_prepared(cfg), TrainState())
 
 
-def updates(run: Any, variant: str, job: Job) -> Iterator[Update]:
-    """Endless updates of one variant over the run's own plan, from its beginning."""
+def updates(run: Any, variant: str, most: int) -> Iterator[Update]:
+    """Updates of one variant over the run's own plan, from its beginning: ``most`` or more."""
     from data_prep.stream import Stream
     from train.flops import step_flops
     from train.models import family
@@ -160,7 +160,7 @@ def updates(run: Any, variant: str, job: Job) -> Iterator[Update]:
     stream = Stream(splits, cfg.data, seed=cfg.seed, global_size=cfg.batch.global_size, max_steps=0)
     block = family(run.model_config["model_type"]).block_class
     own = replace(run, cfg=cfg, stream=stream, splits=[splits[name] for name in stream.names])
-    reports = bare(own) if variant == "bare" else production(own)
+    reports = bare(own, most) if variant == "bare" else production(own)
     while True:
         if variant == "recompute":
             set_recompute(run.engine.module, "full", block_class=block)
@@ -187,8 +187,8 @@ def production(run: Any) -> Iterator[tuple[Any, float]]:
         yield report.plan, report.loss
 
 
-def bare(run: Any) -> Iterator[tuple[Any, float]]:
-    """The same engine over tensors that are there already, and nothing else."""
+def bare(run: Any, updates: int) -> Iterator[tuple[Any, float]]:
+    """The same engine over the tensors of so many updates, which are there already, and nothing else."""
     from data_prep.stream import rank_rows
     from train.batch import collate
     from train.loop import micro_batches
@@ -199,7 +199,7 @@ def bare(run: Any) -> Iterator[tuple[Any, float]]:
     micro, count = number(run.cfg.batch.micro_size), accumulation_steps(run.cfg.batch, run.ranks.world)
     ready = [
         (plan, [make(rows, run.splits) for rows in micro_batches(rank_rows(plan, 0, 1), micro, count)])
-        for plan, _ in zip(run.stream, range(WARM_UP + ROUNDS * TURN), strict=False)
+        for plan, _ in zip(run.stream, range(updates), strict=False)
     ]
     run.engine.module.train()
     for plan, batches in ready:

@@ -59,8 +59,8 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def assembled(folder: Path, name: str) -> Any:
-    """The parts of a run with the settings in FOLDER/arguments.json."""
+def assembled(folder: Path, name: str, *more: str) -> Any:
+    """The parts of a run with the settings in FOLDER/arguments.json and ``more``."""
     from conf.compose import compose
     from data_prep.prepared import open_prepared
     from train.assembly import assemble
@@ -70,7 +70,7 @@ def assembled(folder: Path, name: str) -> Any:
     from train.state import TrainState
 
     arguments = json.loads((folder / "arguments.json").read_text())
-    cfg = compose([*arguments, f"run_dir={folder / f'run-{name}-{time.time_ns()}'}"])
+    cfg = compose([*arguments, *more, f"run_dir={folder / f'run-{name}-{time.time_ns()}'}"])
     ranks = ranks_from_environment()
     claim(Path(cfg.run_dir))
     init_distributed(ranks)

@@ -20,8 +20,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.overhead import told
 
 COMPETITORS = ("corral", "bare", "hf", "trl", "trl-packed")
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
@@ -127,7 +128,10 @@ def main() -> None:
             for each in COMPETITORS:
                 subprocess.run([sys.executable, str(Path(__file__).with_name("peers.py")), each, name], check=True)
                 turns[each].append(json.loads((folder / f"{each}.json").read_text()))
+        subprocess.run([sys.executable, str(Path(__file__).with_name("overhead.py")), name], check=True)
+        pairs = json.loads((folder / "overhead.json").read_text())
     show(turns, amounts)
+    print(told(pairs))
 
 
 def show(turns: dict[str, list[dict[str, Any]]], amounts: dict[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from dataclasses import dataclass, field
@@ -96,6 +97,7 @@ def ranks_from_environment(threads: int = 0) -> Ranks:
         # accelerate imports DeepSpeed, which otherwise warns that it found no accelerator.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_world))
+        _keep_freed_memory()
     return Ranks(
         rank=int(os.environ.get("RANK", "0")),
         world=int(os.environ.get("WORLD_SIZE", "1")),
@@ -103,6 +105,19 @@ def ranks_from_environment(threads: int = 0) -> Ranks:
         local_world=local_world,
         device=device,
     )
+
+
+def _keep_freed_memory() -> None:
+    """On a CPU: glibc keeps what tensors free for the next ones.
+
+    Otherwise the kernel takes large ones back at once and maps and clears new pages for the next: 7% of the time of an
+    update of a Llama of 6 x 256. Other C libraries have no ``mallopt`` and are left as they are.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of <malloc.h>
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(mmap_threshold, 2**30)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 GROUP_TIMEOUT = timedelta(minutes=10)

@@ -167,9 +167,11 @@ def test_only_a_plain_linear_head_is_replaced() -> None:
 @pytest.mark.parametrize("loss", [LossConfig(), LossConfig(z_loss=1e-2, label_smoothing=0.1)])
 def test_the_form_that_gpus_compile_is_the_same(loss: LossConfig) -> None:
     """The gradient at the target by comparison instead of by index; not compiled here, which would take a minute."""
-    logits, labels = torch.randn(7, VOCAB, dtype=torch.float64), torch.arange(7)
-    forms = [
-        head.chunk_losses(logits.clone(), labels, loss.label_smoothing, loss.z_loss, True, fused)
-        for fused in (False, True)
-    ]
+    logits, labels = torch.randn(7, VOCAB + 5, dtype=torch.float64), torch.arange(7)
+    logits[:, VOCAB:] = float("-inf")
+    forms = []
+    for fused in (False, True):
+        scores = logits.clone()
+        losses = head.chunk_losses(scores, labels, VOCAB, loss.label_smoothing, loss.z_loss, True, fused)
+        forms.append((*losses, scores[:, :VOCAB]))
     torch.testing.assert_close(forms[0], forms[1], rtol=1e-12, atol=1e-12)

@@ -67,12 +67,10 @@ def _sees_itself(bounds_q: list[int], bounds_k: list[int]) -> bool:
 
 @dataclass(frozen=True)
 class _Group:
-    tokens_NL: torch.Tensor
-    """Places of the queries in the row; padding points at the sample's first token."""
-    keys_NL: torch.Tensor
-    """Places of the keys, the ``before`` shared ones first; padding as above."""
-    real_NL: torch.Tensor
-    """False for padding."""
+    """Samples computed together, padded at the right to the longest."""
+
+    samples: int
+    longest: int
     before: int
     """Keys that stand before the first query's own: the same for the whole group."""
 
@@ -80,19 +78,28 @@ class _Group:
         """[L, before + L], True where a query sees a key: causal, aligned at the bottom right. None: no key before."""
         if not self.before:
             return None
-        longest = self.tokens_NL.shape[1]
-        return torch.ones(longest, self.before + longest, dtype=torch.bool).tril(self.before)
+        return torch.ones(self.longest, self.before + self.longest, dtype=torch.bool).tril(self.before)
+
+
+@dataclass(frozen=True)
+class _Grouping:
+    """All groups of a row, one after the other; padding points at its sample's first token."""
+
+    groups: tuple[_Group, ...]
+    queries: torch.Tensor
+    """Places in the row, of every query of every sample of every group, int64."""
+    keys: torch.Tensor
+    """As ``queries``; the shared keys of a sample first."""
+    back: torch.Tensor
+    """For every token of the row, its place in ``queries``, int64."""
 
 
 @functools.lru_cache(maxsize=8)
-def _groups(bounds: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[tuple[_Group, ...], torch.Tensor]:
-    """Samples of similar length put together, and where each token of the row is in their concatenation.
-
-    Cached because every layer of a model asks for the same row.
-    """
+def _grouping(bounds: tuple[tuple[int, ...], tuple[int, ...]]) -> _Grouping:
+    """Samples of similar length put together. Cached because every layer of a model asks for the same row."""
     pairs = zip(itertools.pairwise(bounds[0]), itertools.pairwise(bounds[1]), strict=True)
     spans = sorted(((d - c - b + a, b - a, a, c) for (a, b), (c, d) in pairs if b > a), reverse=True)
-    groups: list[_Group] = []
+    groups, queries, keys, reals = [], [], [], []
     while spans:
         before, longest, _, _ = spans[0]
         alike = (each[0] == before and each[1] >= SLACK * longest for each in spans)
@@ -101,11 +108,12 @@ def _groups(bounds: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[tuple[_Gro
         _, lengths, starts, key_starts = torch.tensor(members).T
         place, key_place = torch.arange(longest), torch.arange(before + longest)
         real, real_keys = place < lengths[:, None], key_place < before + lengths[:, None]
-        tokens = torch.where(real, starts[:, None] + place, starts[:, None])
-        keys = torch.where(real_keys, key_starts[:, None] + key_place, key_starts[:, None])
-        groups.append(_Group(tokens, keys, real, before))
-    order = torch.cat([group.tokens_NL[group.real_NL] for group in groups])
-    return tuple(groups), order.argsort()
+        queries.append(torch.where(real, starts[:, None] + place, starts[:, None]).flatten())
+        keys.append(torch.where(real_keys, key_starts[:, None] + key_place, key_starts[:, None]).flatten())
+        reals.append(real.flatten())
+        groups.append(_Group(size, longest, before))
+    places, kept = torch.cat(queries), torch.cat(reals).nonzero()[:, 0]
+    return _Grouping(tuple(groups), places, torch.cat(keys), kept[places[kept].argsort()])
 
 
 def _causal_groups(
@@ -117,17 +125,20 @@ def _causal_groups(
     grouped: bool,
 ) -> torch.Tensor:
     """Causal attention inside each sample: [T, H, D]. Padding at the right is seen by nothing that is kept."""
-    groups, inverse = _groups(bounds)
+    row = _grouping(bounds)
+    query_sizes = [each.samples * each.longest for each in row.groups]
+    key_sizes = [each.samples * (each.before + each.longest) for each in row.groups]
+    queries = torch.split(query.index_select(0, row.queries), query_sizes)
+    keys, values = (torch.split(x.index_select(0, row.keys), key_sizes) for x in (key, value))
     pieces = []
-    for group in groups:
-        q_NHLD = query[group.tokens_NL].transpose(1, 2)
-        k_NKLD, v_NKLD = (x[group.keys_NL].transpose(1, 2) for x in (key, value))
+    for group, *parts in zip(row.groups, queries, keys, values, strict=True):
+        q_NHLD, k_NKLD, v_NKLD = (x.view(group.samples, -1, *x.shape[1:]).transpose(1, 2) for x in parts)
         mask = group.mask()
         out_NHLD = functional.scaled_dot_product_attention(
             q_NHLD, k_NKLD, v_NKLD, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
         )
-        pieces.append(out_NHLD.transpose(1, 2)[group.real_NL])
-    return torch.cat(pieces)[inverse]
+        pieces.append(out_NHLD.transpose(1, 2).flatten(0, 1))
+    return torch.cat(pieces).index_select(0, row.back)
 
 
 def _segment(

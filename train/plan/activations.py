@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from train.chunks import padded
 from train.parameters import Shape
 from train.plan.blocks import RMS_MOMENT, Kept, Norm, Work, block_bytes, is_tied, kept_by_block, norm_of, rotary_bytes
 
@@ -78,19 +79,14 @@ def _head_moments(shape: Shape, work: Work, kept: float, table: float) -> dict[s
             "head": Moment(kept, s * whole, selected + table),
         }
     chunks = -(-work.logits // work.chunk)
-    gradient = float(s * work.chunk * shape.vocab)
-    logits = 2 * gradient  # of the chunk, and the gradient that is made of them
-    exact = 2.0 * table if s == 2 and chunks > 1 else table  # the sum over chunks is in fp32
-    products = {1: [(gradient, table)], 2: [(gradient, table), (logits, table), (gradient, 2 * table + exact)]}
-    if s == 4 or not table:
-        products[2] = [(logits, table)]
-    candidates = [(logits, 0.0), *products[min(chunks, 2)], *([(logits, exact)] if chunks > 2 else [])]
-    alive, summed = max(candidates, key=sum)
+    alive = float(s * work.chunk * padded(shape.vocab))  # the scores of a chunk, then their gradient
+    exact = 2.0 * table if s == 2 and chunks > 1 else 0.0  # the sum over chunks, in fp32
+    summed = exact + table
     # In the forward pass the last block's output, normalised, is still there beside the positions taken from it.
     frame = float(s * work.tokens * h) + 2 * selected
     return {
         "loss": Moment(kept + frame, alive, summed),
-        "head": Moment(kept, 0.0, selected + exact + (table if exact > table else 0.0)),
+        "head": Moment(kept, 0.0, selected + summed),
     }
 
 
