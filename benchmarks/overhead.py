@@ -1,7 +1,9 @@
 """What a run costs beyond its engine, on a CPU: ``python benchmarks/overhead.py FOLDER``, as make bench-train calls it.
 
 Corral's loop (plan, collate, step, ledger, metrics) and the same engine over tensors that are there already take turns
-in one process, one update of one row each, and which is first alternates. FOLDER/overhead.json gets the pairs.
+in one process, one update of one row each, and which is first alternates. Pairs of updates differ by more than what is
+looked for, so the loop is also watched from inside: what it does while neither model nor engine works.
+FOLDER/overhead.json gets both, of every update.
 """
 
 from __future__ import annotations
@@ -10,7 +12,10 @@ import json
 import os
 import statistics
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -21,27 +26,49 @@ PAIRS, WARM_UP = int(os.environ.get("BENCH_PAIRS", "60")), 3
 def main(folder: Path) -> None:
     from benchmarks.gpu_worker import updates
     from benchmarks.peers import assembled
+    from train import loop
 
     count = WARM_UP + PAIRS
     run = assembled(folder, "overhead", "batch.global_size=1", f"schedule.max_steps={count}")
+    inside = [0.0]
+    loop.loss_sums = watched(loop.loss_sums, inside)
+    run.engine.accumulate, run.engine.step = (watched(f, inside) for f in (run.engine.accumulate, run.engine.step))
     loops = {variant: updates(run, variant, count) for variant in ("corral", "bare")}
-    pairs = []
+    found = []
     for number in range(count):
-        order = sorted(loops, reverse=bool(number % 2))
-        seconds = {variant: next(loops[variant]).seconds for variant in order}
-        pairs.append([seconds["corral"], seconds["bare"]])
-    (folder / "overhead.json").write_text(json.dumps(pairs[WARM_UP:]))
+        seconds, work = {}, 0.0
+        for variant in sorted(loops, reverse=bool(number % 2)):
+            inside[0] = 0.0
+            seconds[variant] = next(loops[variant]).seconds
+            work = inside[0] if variant == "corral" else work
+        found.append([seconds["corral"], seconds["bare"], 1 - work / seconds["corral"]])
+    (folder / "overhead.json").write_text(json.dumps(found[WARM_UP:]))
     os._exit(0)  # gloo's threads may abort the interpreter's teardown
 
 
-def told(pairs: list[list[float]]) -> str:
-    """The overhead and how well it is known."""
-    over = sorted(corral / bare - 1 for corral, bare in pairs)
+def watched(call: Callable[..., Any], inside: list[float]) -> Callable[..., Any]:
+    """``call``, its seconds added to ``inside``; on a CPU all its work is done when it returns."""
+
+    def timed(*arguments: Any, **named: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return call(*arguments, **named)
+        finally:
+            inside[0] += time.perf_counter() - began
+
+    return timed
+
+
+def told(found: list[list[float]]) -> str:
+    """The overhead, and how well it is known."""
+    over = sorted(corral / bare - 1 for corral, bare, _ in found)
     half = 0.98 * len(over) ** 0.5  # ranks of the median's 95% interval: n / 2 -+ 1.96 sqrt(n) / 2
     low, high = over[max(0, round(len(over) / 2 - half))], over[min(len(over) - 1, round(len(over) / 2 + half))]
+    outside = statistics.median(share for *_, share in found)
     return (
         f"overhead of corral over the bare loop, {len(over)} pairs of updates of one row in one process: median "
-        f"{statistics.median(over):+.2%} (95% interval of the median {low:+.2%} to {high:+.2%})"
+        f"{statistics.median(over):+.2%} (95% interval of the median {low:+.2%} to {high:+.2%}); outside of model and "
+        f"engine the loop spends {outside:.2%} of an update of one row"
     )
 
 

@@ -92,7 +92,7 @@ def write_updates(cfg: Any, folder: Path, *, updates: int, padded: int, packed_t
             -(-len(step) // size) if size else -(-p.tokens // packed_tokens)
             for step, p in zip(steps, plans, strict=True)
         )
-        divisions = [divided(step, parts, split.lengths if size is None else None) for step in steps]
+        divisions = [full_first(step, parts, size) if size else by_tokens(step, parts, split.lengths) for step in steps]
         (folder / f"{name}.json").write_text(json.dumps(divisions))
     timed = plans[1:]
     return {
@@ -103,10 +103,18 @@ def write_updates(cfg: Any, folder: Path, *, updates: int, padded: int, packed_t
     }
 
 
-def divided(step: list[Any], parts: int, lengths: Any) -> list[list[Any]]:
-    """The samples of a step in ``parts`` micro-batches: as many each, or (with ``lengths``) as many tokens each."""
-    if lengths is None:
-        return [step[part::parts] for part in range(parts)]
+def full_first(step: list[Any], parts: int, size: int) -> list[list[Any]]:
+    """The samples of a step in ``parts`` micro-batches: as many of ``size`` as leave one for each of the others."""
+    found, rest = [], list(step)
+    for left in range(parts - 1, -1, -1):
+        taken = min(size, len(rest) - left)
+        found.append(rest[:taken])
+        rest = rest[taken:]
+    return found
+
+
+def by_tokens(step: list[Any], parts: int, lengths: Any) -> list[list[Any]]:
+    """The samples of a step in ``parts`` micro-batches of about as many tokens each."""
     bins: list[list[Any]] = [[] for _ in range(parts)]
     loads = [0] * parts
     for pair in sorted(step, key=lambda each: -int(lengths[each[1]])):

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 BYTE_ALPHABET = 256
 """Tokens of a byte-level BPE before it has learnt anything; two more are the special ones."""
 
+PASSED_ON = (
+    "zero_hpz_partition_size",
+    "zero_quantized_weights",
+    "zero_quantized_nontrainable_weights",
+    "zero_quantized_gradients",
+)
+"""ZeRO++ (Wang et al. 2023): weights kept whole within a node for the backward pass; weights and gradients that travel
+in 8 and 4 bits, which makes a step depend on the number of GPUs."""
+
 
 def cross_checks(cfg: RunConfig) -> list[Finding]:
     """Every broken rule of a config whose fields are right one by one."""
@@ -23,6 +32,7 @@ def cross_checks(cfg: RunConfig) -> list[Finding]:
         _model,
         _tokenizer,
         _zero,
+        _passed_on,
         _attention,
         _sharing,
         _sequence_parallel,
@@ -87,6 +97,32 @@ def _zero(cfg: RunConfig) -> Iterator[Finding]:
             ("zero.offload", "zero.stage"),
             f"zero.offload: all moves parameters too, which needs zero=3 (got zero={zero.stage}); "
             "use zero=3, or zero.offload=optimizer",
+        )
+
+
+def _passed_on(cfg: RunConfig) -> Iterator[Finding]:
+    """DeepSpeed would take any key, and silently."""
+    known = ", ".join(PASSED_ON)
+    for key, value in cfg.zero.deepspeed.items():
+        wanted = int if key == "zero_hpz_partition_size" else bool
+        if key.startswith("mics_"):
+            yield Finding(
+                ("zero.deepspeed",),
+                f"zero.deepspeed: {key} would keep optimizer states per group of ranks, which checkpoints here do not "
+                "know; zero_hpz_partition_size=GPUS_PER_NODE keeps the weights' traffic within a node",
+            )
+        elif key not in PASSED_ON:
+            yield Finding(
+                ("zero.deepspeed",),
+                f"zero.deepspeed: {key} is not passed on; it takes {known}, everything else has its own key in zero",
+            )
+        elif type(value) is not wanted or (wanted is int and value < 1):
+            kind = "a number of ranks" if wanted is int else "true or false"
+            yield Finding(("zero.deepspeed",), f"zero.deepspeed: {key} got {value!r}; it takes {kind}")
+    if cfg.zero.deepspeed and cfg.zero.stage != 3:
+        yield Finding(
+            ("zero.deepspeed", "zero.stage"),
+            f"zero.deepspeed: its keys are of stage 3 (got zero={cfg.zero.stage}); use zero=3, or take them away",
         )
 
 

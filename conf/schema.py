@@ -79,12 +79,16 @@ class ZeroConfig:
     offload: Literal["none", "optimizer", "all"] = "none"
     """To host memory: optimizer states, or (stage 3) optimizer states and parameters."""
     bucket_elements: Positive = 50_000_000
-    """Elements per reduce and all-gather bucket."""
+    """Elements per reduce and all-gather bucket, at most: no more than are trained."""
     overlap_comm: bool = True
     persistence_threshold: Count = 100_000
     """Stage 3: parameters with fewer elements stay whole on every rank."""
     prefetch_elements: Count = 50_000_000
+    """Stage 3: elements gathered ahead of their turn, at most: no more than one block of the model has."""
     max_live_parameters: Positive = 1_000_000_000
+    """Stage 3: elements that are whole at once, at most."""
+    deepspeed: dict[str, int | bool] = Field(default_factory=dict)
+    """Stage 3: keys of DeepSpeed's own zero_optimization section, passed on as they are (``conf.checks.PASSED_ON``)."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -91,7 +91,7 @@ def small_run(cfg: RunConfig, run_dir: Path, precision: Precision = "fp32") -> R
     model = ModelConfig(
         config=shrunken(cfg.model), init="random", dtype=precision, recompute=cfg.model.recompute, tokenizer="train"
     )
-    zero = replace(cfg.zero, persistence_threshold=0)
+    zero = replace(cfg.zero, persistence_threshold=0, deepspeed={})  # which rounds, or wants more ranks than there are
     batch = replace(cfg.batch, global_size=ROWS, micro_size=1)
     return replace(cfg, model=model, zero=zero, batch=batch, run_dir=str(run_dir))
 

@@ -180,6 +180,19 @@ def test_the_words_for_a_wrong_field(changes: dict[str, Any], line: str) -> None
         ({"zero.stage": 0}, ["zero.stage: 0 with model.dtype=bf16", "use zero=1, or model.dtype=fp32"]),
         ({"zero.stage": 0, "zero.offload": "optimizer", "model.dtype": "fp32"}, ["zero.offload: optimizer", "zero=1"]),
         ({"zero.offload": "all"}, ["zero.offload: all", "use zero=3"]),
+        ({"zero.deepspeed": {"zero_hpz_partition_size": 8}}, ["zero.deepspeed: its keys are of stage 3 (got zero=2)"]),
+        (
+            {"zero.stage": 3, "zero.deepspeed": {"mics_shard_size": 8}},
+            ["zero.deepspeed: mics_shard_size would keep", "zero_hpz_partition_size=GPUS_PER_NODE"],
+        ),
+        (
+            {"zero.stage": 3, "zero.deepspeed": {"reduce_bucket_size": 8}},
+            ["zero.deepspeed: reduce_bucket_size is not passed on", "its own key in zero"],
+        ),
+        (
+            {"zero.stage": 3, "zero.deepspeed": {"zero_hpz_partition_size": True}},
+            ["zero.deepspeed: zero_hpz_partition_size got True; it takes a number of ranks"],
+        ),
         ({"attention.backend": "sdpa"}, ["sdpa does not isolate", "use attention=packed, or data.pack=none"]),
         (
             {"attention.backend": "flash2", "model.dtype": "fp32", "data.share_prefix": False},

@@ -72,9 +72,11 @@ def one_step(engine: Engine, ranks: Ranks, step: int, micro: int) -> dict[str, t
     return engine.gradients()
 
 
-def make_engine(ranks: Ranks, stage: int, micro: int, dtype: str = "fp32", offload: str = "none") -> Engine:
+def make_engine(
+    ranks: Ranks, stage: int, micro: int, dtype: str = "fp32", offload: str = "none", passed_on: Any = None
+) -> Engine:
     model = Toy().to(torch.bfloat16 if dtype == "bf16" else torch.float32)
-    zero = ZeroConfig(stage=stage, persistence_threshold=0, offload=offload)  # type: ignore[arg-type]
+    zero = ZeroConfig(stage=stage, persistence_threshold=0, offload=offload, deepspeed=passed_on or {})  # type: ignore[arg-type]
     settings = deepspeed_settings(
         model=ModelConfig(path="x", dtype=dtype),  # type: ignore[arg-type]
         zero=zero,
@@ -107,12 +109,14 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.float() - wanted).norm() / wanted.norm().clamp(min=1e-12))
 
 
-def compare(ranks: Ranks, cases: list[tuple[int, int, str]], folder: str) -> dict[tuple[int, int, str], Any]:
+def compare(
+    ranks: Ranks, cases: list[tuple[int, int, str]], folder: str, passed_on: Any = None
+) -> dict[tuple[int, int, str], Any]:
     """For every (stage, micro, offload): worst gradient and weight errors, norms; the fingerprint of the end."""
     gradients, norms, weights = reference()
     results = {}
     for stage, micro, offload in cases:
-        engine = make_engine(ranks, stage, micro, offload=offload)
+        engine = make_engine(ranks, stage, micro, offload=offload, passed_on=passed_on)
         worst = norm_error = 0.0
         for step in range(3):
             found = one_step(engine, ranks, step, micro)
@@ -146,6 +150,15 @@ CASES = [
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_steps_equal_plain_torch(world: int, tmp_path: Path) -> None:
     for case, errors in run_distributed(compare, world, CASES, str(tmp_path))[0].items():
+        assert errors["gradient"] <= 1e-6, (case, errors)
+        assert errors["norm"] <= 1e-6, (case, errors)
+        assert errors["weight"] <= 1e-5, (case, errors)
+
+
+def test_weights_kept_within_each_node_change_no_step(tmp_path: Path) -> None:
+    """ZeRO++'s hpZ over two "nodes" of two ranks, several micro-batches a step."""
+    passed_on = {"zero_hpz_partition_size": 2}
+    for case, errors in run_distributed(compare, 4, [(3, 1, "none")], str(tmp_path), passed_on)[0].items():
         assert errors["gradient"] <= 1e-6, (case, errors)
         assert errors["norm"] <= 1e-6, (case, errors)
         assert errors["weight"] <= 1e-5, (case, errors)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from conf.errors import Unavailable
+from conf.errors import ConfigError, Unavailable
 from conf.schema import BatchConfig, ModelConfig, OptimConfig, ZeroConfig
 from train.engine.engine import refuse_wrong_versions
-from train.engine.settings import deepspeed_settings
+from train.engine.settings import deepspeed_settings, fitted
 from train.plan import accumulation_steps
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "deepspeed_settings.json"
@@ -45,6 +45,45 @@ def test_every_value_deepspeed_receives_is_the_golden_one() -> None:
 )
 def test_accumulation_follows_from_the_batch(rows: int, micro: int, world: int, wanted: int) -> None:
     assert accumulation_steps(BatchConfig(global_size=rows, micro_size=micro), world) == wanted
+
+
+def settings(world: int = 8, on_cpu: bool = False, **zero: Any) -> dict[str, Any]:
+    return deepspeed_settings(
+        model=ModelConfig(path="x"),
+        zero=ZeroConfig(stage=3, **zero),
+        optim=OptimConfig(),
+        batch=BatchConfig(),
+        world=world,
+        on_cpu=on_cpu,
+    )
+
+
+@pytest.mark.parametrize(
+    ("trained", "block", "bucket", "prefetch"),
+    [(8_000_000_000, 218_000_000, 50_000_000, 50_000_000), (20_000_000, 7_000_000, 20_000_000, 7_000_000)],
+)
+def test_buckets_are_no_larger_than_what_fills_them(trained: int, block: int, bucket: int, prefetch: int) -> None:
+    found = fitted(settings(), trained=trained, block=block)["zero_optimization"]
+    assert found["reduce_bucket_size"] == found["allgather_bucket_size"] == bucket
+    assert found["stage3_prefetch_bucket_size"] == prefetch
+
+
+def test_keys_of_zero_plus_plus_reach_deepspeed() -> None:
+    given = {"zero_hpz_partition_size": 4, "zero_quantized_weights": True}
+    found = settings(deepspeed=given)["zero_optimization"]
+    assert {key: found[key] for key in given} == given
+
+
+@pytest.mark.parametrize(
+    ("world", "on_cpu", "given", "said"),
+    [
+        (6, False, {"zero_hpz_partition_size": 4}, "zero_hpz_partition_size=4 was asked for on 6 ranks"),
+        (4, True, {"zero_quantized_gradients": True}, "zero_quantized_gradients needs a GPU"),
+    ],
+)
+def test_what_deepspeed_cannot_do_here_is_refused(world: int, on_cpu: bool, given: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^zero.deepspeed: {said}"):
+        settings(world, on_cpu, deepspeed=given)
 
 
 @pytest.mark.parametrize("version", ["0.17.6", "0.18.0", "0.18.3", "0.19.3+cu130"])

@@ -14,7 +14,7 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,7 @@ from conf.errors import ConfigError, Unavailable
 from conf.schema import OptimConfig, ZeroConfig
 from train.distributed import GROUP_TIMEOUT, Ranks
 from train.engine.fragments import MOMENTS, Fragment, base_optimizer, flat_states, owned_fragments
+from train.engine.settings import fitted
 from train.plan import number
 
 WRONG_ZERO2 = (((0, 17, 6), (0, 18, 2)), ((0, 18, 3), (0, 19, 3)))
@@ -111,6 +112,18 @@ def parameter_groups(parameters: Mapping[str, torch.nn.Parameter], optim: OptimC
     return [group for group in groups if group["params"]]
 
 
+def _elements(parameters: Iterable[torch.nn.Parameter]) -> int:
+    """Of whole parameters, also where stage 3 has cut them."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
+
+
+def _largest_block(model: torch.nn.Module) -> int:
+    """Elements of the largest of the model's repeated blocks; of all of it if it has none."""
+    lists = [each for each in model.modules() if isinstance(each, torch.nn.ModuleList) and len(each)]
+    blocks = [_elements(block.parameters()) for each in lists for block in each]
+    return max(blocks, default=_elements(model.parameters()))
+
+
 class Engine:
     """One optimizer over a model, sharded by DeepSpeed. All methods are collective unless they say otherwise."""
 
@@ -135,7 +148,8 @@ class Engine:
             eps=optim.eps,
             fused=ranks.device.type == "cuda" and zero.offload == "none",
         )
-        self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings))
+        sized = fitted(settings, trained=_elements(parameters.values()), block=_largest_block(model))
+        self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=sized)
         self.optimizer_steps = 0
 
     @property

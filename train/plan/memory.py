@@ -201,7 +201,7 @@ def memory(
     moments = step_peaks(model, shape, work_of(cfg, shape, supervised), recompute)
     own_rows = readers(world, cfg.compute.sequence_parallel)
     between = stage in (1, 3) or accumulation_steps(cfg.batch, own_rows) > 1
-    buckets, gathered = _buckets(cfg, stage), _gathered(cfg, shape, stage)
+    buckets, gathered = _buckets(cfg, stage, trained), _gathered(cfg, shape, stage)
 
     def at(phase: str, moment: Moment, *, gradients: bool, during: bool) -> Memory:
         moving = moment.activations + moment.logits + moment.passing
@@ -228,12 +228,12 @@ def memory(
     return max([*during, step], key=lambda each: each.device)
 
 
-def _buckets(cfg: RunConfig, stage: int) -> float:
-    """Reduction buckets at their full size whatever is trained: one, two with overlap (stage_1_and_2.py,
-    setup_buckets; stage3.py), and one flattened to be reduced."""
+def _buckets(cfg: RunConfig, stage: int, trained: int) -> float:
+    """Reduction buckets at their full size: one, two with overlap (stage_1_and_2.py, setup_buckets; stage3.py), and one
+    flattened to be reduced."""
     if stage == 0:
         return 0.0
-    bucket = cfg.zero.bucket_elements * ELEMENT[cfg.model.dtype]
+    bucket = min(cfg.zero.bucket_elements, trained) * ELEMENT[cfg.model.dtype]
     return float(bucket * (3 if cfg.zero.overlap_comm else 2))
 
 
