@@ -201,12 +201,15 @@ def memory(
     moments = step_peaks(model, shape, work_of(cfg, shape, supervised), recompute)
     own_rows = readers(world, cfg.compute.sequence_parallel)
     between = stage in (1, 3) or accumulation_steps(cfg.batch, own_rows) > 1
+    group = cfg.zero.deepspeed.get("zero_hpz_partition_size", 1)
+    # hpZ keeps a second copy of the weights within each group (partition_parameters.py, ds_secondary_tensor).
+    second = ELEMENT[dtype] * (trained + frozen) / group if stage == 3 and group > 1 else 0.0
     buckets, gathered = _buckets(cfg, stage, trained), _gathered(cfg, shape, stage)
 
     def at(phase: str, moment: Moment, *, gradients: bool, during: bool) -> Memory:
         moving = moment.activations + moment.logits + moment.passing
         return Memory(
-            weights=held.weights,
+            weights=held.weights + second,
             gradients=held.gradients if gradients else 0.0,
             accumulation=held.accumulation if gradients else 0.0,
             optimizer=held.optimizer,
