@@ -3,7 +3,8 @@
 Corral's loop (plan, collate, step, ledger, metrics) and the same engine over tensors that are there already take turns
 in one process, one update of one row each, and which is first alternates. Pairs of updates differ by more than what is
 looked for, so the loop is also watched from inside: what it does while neither model nor engine works.
-FOLDER/overhead.json gets both, of every update.
+One more update is profiled: what the operators take, and how near the matrix products are to the largest that this
+machine does. FOLDER/overhead.json gets all of it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def main(folder: Path) -> None:
             seconds[variant] = next(loops[variant]).seconds
             work = inside[0] if variant == "corral" else work
         found.append([seconds["corral"], seconds["bare"], 1 - work / seconds["corral"]])
-    (folder / "overhead.json").write_text(json.dumps(found[WARM_UP:]))
+    result = {"updates": found[WARM_UP:], "profile": profiled(loops["corral"])}
+    (folder / "overhead.json").write_text(json.dumps(result))
     os._exit(0)  # gloo's threads may abort the interpreter's teardown
 
 
@@ -57,6 +59,45 @@ def watched(call: Callable[..., Any], inside: list[float]) -> Callable[..., Any]
             inside[0] += time.perf_counter() - began
 
     return timed
+
+
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm"),
+    "attention": (
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+    ),
+    "softmax over the vocabulary": ("aten::_log_softmax", "aten::exp_"),
+}
+
+
+def profiled(loop: Iterator[Any]) -> dict[str, float]:
+    """Seconds of one update by kind of operator, its FLOPs, and the FLOP/s of the best of twenty large products."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as watched:
+        update = next(loop)
+    seconds = {each.key: each.self_cpu_time_total / 1e6 for each in watched.key_averages()}
+    parts = {kind: sum(seconds.get(name, 0.0) for name in names) for kind, names in KINDS.items()}
+    square, best = torch.randn(2048, 2048), float("inf")
+    product = torch.empty_like(square)
+    for _ in range(20):
+        began = time.perf_counter()
+        torch.mm(square, square, out=product)
+        best = min(best, time.perf_counter() - began)
+    return {**parts, "whole": update.seconds, "flops": update.flops, "peak": 2 * 2048**3 / best}
+
+
+def where(profile: dict[str, float]) -> str:
+    """One update's time, and what there would be to gain."""
+    whole, products = profile["whole"], profile["matrix products"]
+    shares = ", ".join(f"{kind} {profile[kind] / whole:.0%}" for kind in KINDS)
+    return (
+        f"one update of one row, {whole:.2f} s under the profiler: {shares}; the products at "
+        f"{profile['flops'] / products / 1e9:.0f} of the {profile['peak'] / 1e9:.0f} GFLOP/s that a product of 2048 x "
+        f"2048 x 2048 reaches here: with nothing else in it an update takes {profile['flops'] / profile['peak']:.2f} s"
+    )
 
 
 def told(found: list[list[float]]) -> str:

@@ -22,7 +22,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.overhead import told
+from benchmarks.overhead import told, where
 
 COMPETITORS = ("corral", "bare", "hf", "trl", "trl-packed")
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
@@ -137,9 +137,9 @@ def main() -> None:
                 subprocess.run([sys.executable, str(Path(__file__).with_name("peers.py")), each, name], check=True)
                 turns[each].append(json.loads((folder / f"{each}.json").read_text()))
         subprocess.run([sys.executable, str(Path(__file__).with_name("overhead.py")), name], check=True)
-        pairs = json.loads((folder / "overhead.json").read_text())
+        inside = json.loads((folder / "overhead.json").read_text())
     show(turns, amounts)
-    print(told(pairs))
+    print(told(inside["updates"]), where(inside["profile"]), sep="\n")
 
 
 def show(turns: dict[str, list[dict[str, Any]]], amounts: dict[str, float]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,25 +29,34 @@ IGNORE = -100
 KEPT_WINDOWS = 4
 """Planned windows that a PackedView keeps: neighbours for a loader that reads a little out of order."""
 
+NAMES = ("input_ids", "labels", "position_ids")
 Row = dict[str, NDArray[np.int64]]
 
 
 def row_arrays(packed: PackedRow, splits: Sequence[Split]) -> Row:
     """The samples of one packed row, one after another; ``splits`` in the order of ``Stream.names``."""
-    pieces = [splits[source].tokens(row) for source, row in packed.samples]
+    (row,) = rows_arrays([packed], splits)
+    return row
+
+
+def rows_arrays(rows: Sequence[PackedRow], splits: Sequence[Split]) -> list[Row]:
+    """``row_arrays`` of each of ``rows``, as views of arrays of them all.
+
+    Once for all rows and not once per sample or row: numpy's calls would cost more than what they copy.
+    """
+    pieces = [splits[source].tokens(row) for packed in rows for source, row in packed.samples]
     if not pieces:
-        return {name: np.zeros(0, np.int64) for name in ("input_ids", "labels", "position_ids")}
-    # Once per row and not once per sample: numpy's calls would cost more than what they copy.
+        return [{name: np.zeros(0, np.int64) for name in NAMES} for _ in rows]
     ids = np.concatenate([ids for ids, _ in pieces], dtype=np.int64)
     lengths = [len(ids) for ids, _ in pieces]
-    starts = np.cumsum([0, *lengths[:-1]])
-    learnt = np.concatenate([mask for _, mask in pieces])
-    learnt[starts] = 0  # the token before the first of a sample is another sample's
-    return {
-        "input_ids": ids,
-        "labels": np.where(learnt, ids, IGNORE),
-        "position_ids": np.arange(len(ids)) - np.repeat(starts, lengths),
-    }
+    starts = np.cumsum([0, *lengths])
+    learnt = np.concatenate([mask for _, mask in pieces]).view(np.bool_)
+    learnt[starts[:-1]] = False  # the token before the first of a sample is another sample's
+    counting = np.arange(max(lengths))
+    positions = np.concatenate([counting[:length] for length in lengths])
+    arrays = (ids, np.where(learnt, ids, IGNORE), positions)
+    ends = starts[np.cumsum([0, *(len(packed.samples) for packed in rows)])].tolist()
+    return [dict(zip(NAMES, (each[a:b] for each in arrays), strict=True)) for a, b in pairwise(ends)]
 
 
 def labels_of(ids: NDArray[np.int32], mask: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -131,4 +140,4 @@ class RankSteps:
 
     def __iter__(self) -> Iterator[list[Row]]:
         for step in self.stream:
-            yield [row_arrays(row, self._splits) for row in rank_rows(step, self._rank, self._world)]
+            yield rows_arrays(rank_rows(step, self._rank, self._world), self._splits)

@@ -81,6 +81,12 @@ class _Batch:
         return self._list("loss_mask", np.uint8)
 
     @cached_property
+    def lists(self) -> tuple[Ints, Bytes, memoryview, memoryview]:
+        """``ids`` and ``mask``; where rows begin as what gives plain integers, which slice faster than numpy's."""
+        (ids, ids_at), (mask, mask_at) = self.ids, self.mask
+        return ids, mask, ids_at.data, mask_at.data
+
+    @cached_property
     def numbers(self) -> dict[str, npt.NDArray[Any]]:
         """The columns of one number per row."""
         return {name: self.plain(name) for name in PLAIN}
@@ -188,15 +194,16 @@ class Split:
             _Shard(shard.path, shard.rows).check(self.lengths[rows], self.targets[rows], self.shared[rows])
 
     def _find(self, row: int) -> tuple[_Batch, int]:
-        if not 0 <= row < self.rows:
+        starts = self._starts
+        if not 0 <= row < starts[-1]:
             raise IndexError(f"row {row} of {self.rows} in {self.name}")
-        index = bisect_right(self._starts, row) - 1
-        return self.shards[index].find(row - self._starts[index])
+        index = bisect_right(starts, row) - 1
+        return self.shards[index].find(row - starts[index])
 
     def tokens(self, row: int) -> tuple[Ints, Bytes]:
         """Views of (input_ids int32 [n], loss_mask uint8 [n]); read-only."""
         batch, at = self._find(row)
-        (ids, ids_at), (mask, mask_at) = batch.ids, batch.mask
+        ids, mask, ids_at, mask_at = batch.lists
         return ids[ids_at[at] : ids_at[at + 1]], mask[mask_at[at] : mask_at[at + 1]]
 
     def origin(self, row: int) -> tuple[str, int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any, Literal, Protocol
 
@@ -90,7 +91,13 @@ class Window:
         """One row as an object. Made when asked for: a rank needs its own rows, and plans those of all."""
         span = slice(self.ends[number], self.ends[number + 1])
         pairs = zip(self.source[span].tolist(), self.row[span].tolist(), strict=True)
-        return PackedRow(tuple(pairs), int(self.tokens[span].sum()), self.share_prefix)
+        return PackedRow(tuple(pairs), self._row_tokens[number], self.share_prefix)
+
+    @cached_property
+    def _row_tokens(self) -> list[int]:
+        """Once per window, because a call of numpy per row costs more than the sum."""
+        sums: list[int] = np.add.reduceat(self.tokens, self.ends[:-1]).tolist()
+        return sums
 
 
 class Planner:
