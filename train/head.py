@@ -3,8 +3,8 @@
 The logits of one chunk are alive at any moment, once: in one buffer, first as scores, at the end as their gradient
 (Wijmans et al. 2024, Cut Your Losses, section 3; Hsu et al. 2024, Liger Kernel, section 3.2: the gradient of a
 cross-entropy is there as soon as its softmax is). Nothing is computed twice, and memory stops growing with the targets.
-Rows of the buffer begin at multiples of 64 elements, because matrix products over a vocabulary of 50,257 in rows of
-50,257 are slow everywhere: 1.5 times on a CPU.
+Rows of the buffer begin at multiples of 64 elements: products over GPT-2's vocabulary of 50,257 took 1.5 times as long
+on a CPU without it, and a GPU's matrix units want aligned rows too.
 
 The head module itself is called, with another forward for the time being, so that whatever hangs on it still happens:
 ZeRO-3's hooks, which gather its weight for it.
