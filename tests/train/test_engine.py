@@ -155,6 +155,7 @@ def test_steps_equal_plain_torch(world: int, tmp_path: Path) -> None:
         assert errors["weight"] <= 1e-5, (case, errors)
 
 
+@pytest.mark.slow
 def test_weights_kept_within_each_node_change_no_step(tmp_path: Path) -> None:
     """ZeRO++'s hpZ over two "nodes" of two ranks, several micro-batches a step."""
     passed_on = {"zero_hpz_partition_size": 2}
