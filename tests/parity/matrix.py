@@ -116,7 +116,9 @@ def proof_of(setting: Setting, folder: str) -> MemoryProof:
     cfg = tiny_run(Path(folder, base), model, tuning=tuning, seq_len=40)
     zero = ZeroConfig(stage=setting.stage, persistence_threshold=0)
     data = replace(cfg.data, share_prefix=setting.share)
-    cfg = replace(cfg, zero=zero, batch=BatchConfig(global_size=ROWS, micro_size=1), data=data)
+    # Logits everywhere in a third of the settings, which differ in everything else.
+    compute = replace(cfg.compute, targets_only_head=setting.recompute != "selective")
+    cfg = replace(cfg, zero=zero, batch=BatchConfig(global_size=ROWS, micro_size=1), data=data, compute=compute)
     if setting.tied:  # the options of the loss go with these, so that both are in many settings
         cfg = replace(cfg, loss=LossConfig(z_loss=1e-3, label_smoothing=0.1))
     return MemoryProof(cfg, Path(folder), pad_id=1, eos_id=0, vocab_size=64)
