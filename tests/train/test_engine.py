@@ -117,6 +117,9 @@ def compare(
     results = {}
     for stage, micro, offload in cases:
         engine = make_engine(ranks, stage, micro, offload=offload, passed_on=passed_on)
+        if passed_on:  # or the test would pass with a key that reached nobody
+            groups = {p.ds_secondary_tensor_group_size for p in engine.parameters.values()}  # type: ignore[attr-defined]
+            assert groups == {passed_on["zero_hpz_partition_size"]}
         worst = norm_error = 0.0
         for step in range(3):
             found = one_step(engine, ranks, step, micro)
