@@ -65,6 +65,7 @@ class Job:
 JOBS: dict[str, Job] = {
     "1b-compile": Job("1b", overrides=("compute.kernels=compile",), variants=("corral", "bare", "no-sharing")),
     "1b": Job("1b", variants=("corral", "bare", "no-sharing", "no-targets-head", "recompute")),
+    "1b-compile-micro8": Job("1b", overrides=("compute.kernels=compile",), micro=8),
     "1b-liger": Job("1b", overrides=("compute.kernels=liger",)),
     "1b-hf": Job("1b", variants=("hf",)),
     "1b-trl": Job("1b", variants=("trl",)),

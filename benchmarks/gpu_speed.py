@@ -29,7 +29,7 @@ from benchmarks.gpu_jobs import JOBS
 
 DOCUMENTS = 64
 PEERS = ("hf", "trl", "trl-packed")
-UPDATES, PADDED, PACKED_TOKENS = 5, 32, 4096
+UPDATES, PADDED, PACKED_TOKENS = 5, 16, 8192
 """Of a peer: updates, the first not timed; padded samples per micro-batch; tokens of a packed one."""
 
 

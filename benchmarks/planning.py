@@ -2,9 +2,9 @@
 
 Every rank plans all rows, so that it needs no message from another, and makes only its own rows into tensors. The
 global batch grows with the ranks (8 rows of 2,048 tokens each), so a rank's share of a core grows with them too.
-Measured: CPU time of this process per step, the planning thread included; lengths only, no tokens are read. The cost
-is per sample: Alpaca's short ones are the worst case, a mixture with few-shot prompts is the better one. The share
-of a core is for ranks that each train 10,000 tokens/s, as a 7B model does on one GPU.
+Measured: CPU time of this process per step; lengths only, no tokens are read. The cost is per sample: Alpaca's short
+ones are the worst case, a mixture with few-shot prompts is the better one. The share of a core is for ranks that each
+train 10,000 tokens/s, as a 7B model does on one GPU.
 """
 
 from __future__ import annotations

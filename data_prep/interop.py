@@ -42,21 +42,25 @@ def row_arrays(packed: PackedRow, splits: Sequence[Split]) -> Row:
 def rows_arrays(rows: Sequence[PackedRow], splits: Sequence[Split]) -> list[Row]:
     """``row_arrays`` of each of ``rows``, as views of arrays of them all.
 
-    Once for all rows and not once per sample or row: numpy's calls would cost more than what they copy.
+    Once for all rows and not once per sample or row: numpy's calls would cost more than what they copy. Pieces are
+    joined as bytes for the same reason, in bytearrays where the arrays are handed out, because those can be written to.
     """
-    pieces = [splits[source].tokens(row) for packed in rows for source, row in packed.samples]
+    pieces = [splits[source].buffers(row) for packed in rows for source, row in packed.samples]
     if not pieces:
         return [{name: np.zeros(0, np.int64) for name in NAMES} for _ in rows]
-    ids = np.concatenate([ids for ids, _ in pieces], dtype=np.int64)
-    lengths = [len(ids) for ids, _ in pieces]
+    ids = np.frombuffer(b"".join([ids for ids, _ in pieces]), np.int32).astype(np.int64)
+    lengths = [len(mask) for _, mask in pieces]
     starts = np.cumsum([0, *lengths])
-    learnt = np.concatenate([mask for _, mask in pieces]).view(np.bool_)
+    learnt = np.frombuffer(bytearray().join([mask for _, mask in pieces]), np.bool_)
     learnt[starts[:-1]] = False  # the token before the first of a sample is another sample's
-    counting = np.arange(max(lengths))
-    positions = np.concatenate([counting[:length] for length in lengths])
-    arrays = (ids, np.where(learnt, ids, IGNORE), positions)
+    counting = np.arange(max(lengths)).data.cast("B")
+    positions = np.frombuffer(bytearray().join([counting[: 8 * length] for length in lengths]), np.int64)
+    labels = np.where(learnt, ids, IGNORE)
     ends = starts[np.cumsum([0, *(len(packed.samples) for packed in rows)])].tolist()
-    return [dict(zip(NAMES, (each[a:b] for each in arrays), strict=True)) for a, b in pairwise(ends)]
+    return [
+        {"input_ids": ids[start:end], "labels": labels[start:end], "position_ids": positions[start:end]}
+        for start, end in pairwise(ends)
+    ]
 
 
 def labels_of(ids: NDArray[np.int32], mask: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -111,7 +115,8 @@ class PackedView:
             raise IndexError(f"row {row} of {len(self)}")
         number = bisect_right(self._ends, int(row))
         first = self._ends[number - 1] if number else 0
-        return row_arrays(self._window(number).packed(int(row) - first), self._splits)
+        (packed,) = self._window(number).packed(int(row) - first, int(row) - first + 1)
+        return row_arrays(packed, self._splits)
 
     def _window(self, number: int) -> Window:
         if number not in self._recent:
@@ -126,7 +131,7 @@ class RankSteps:
 
     A step is a list of ceil(global_size / world) rows; those beyond the end of the data have no tokens. Every rank
     gets equally many steps. ``stream.state_dict()`` is of the last step that was handed out, and fits any number of
-    ranks.
+    ranks. A loop that waits for a device does well to call ``stream.look_ahead()`` before it does.
     """
 
     def __init__(self, stream: Stream, splits: Mapping[str, Split], *, rank: int = 0, world: int = 1) -> None:

@@ -15,6 +15,7 @@ that has it is put in. Rows are closed with pieces whose prefix is paid for, so 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -94,11 +95,19 @@ class _Pool:
         """Where in the stream the next row may begin: all pieces before it are taken."""
         self.taken = bytearray(len(lengths) + 1)
         """1 where a piece is in a row; the last byte stays 0 and ends every search."""
-        self.by_length: list[dict[int, list[int]]] = [{} for _ in shared.sizes]
-        for index in range(len(lengths) - 1, -1, -1):
-            self.by_length[self.groups[index]].setdefault(lengths[index], []).append(index)
-        self.present = [sum(1 << length for length in each) for each in self.by_length]
-        self.mirrored = [sum(1 << (capacity - length) for length in each) for each in self.by_length]
+        self.by_length = [defaultdict[int, list[int]](list) for _ in shared.sizes]
+        for index, length, group in zip(
+            range(len(lengths) - 1, -1, -1), reversed(lengths), reversed(shared.groups), strict=True
+        ):
+            self.by_length[group][length].append(index)
+        self.present, self.mirrored = map(list, zip(*map(self._bits, self.by_length), strict=True))
+
+    def _bits(self, lengths: Iterable[int]) -> tuple[int, int]:
+        """``present`` and ``mirrored`` of these lengths."""
+        digits = bytearray(b"0") * (self.capacity + 1)
+        for length in lengths:
+            digits[length] = ord("1")
+        return int(digits[::-1], 2), int(digits, 2)
 
     def fill(self, gap: int, mean: int) -> tuple[list[int], int, set[int]]:
         """Begin a row: at least one piece, in stream order, until ``gap`` is small. Returns row, gap and prefixes.
@@ -109,11 +118,11 @@ class _Pool:
         """
         lengths, groups, by_length, taken = self.lengths, self.groups, self.by_length, self.taken
         row, paid = list[int](), {0}
-        position, tokens = taken.index(0, self.position), self.tokens
+        position, tokens, near = taken.index(0, self.position), self.tokens, 2 * mean
         while tokens:
             length, group = lengths[position], groups[position]
             cost = length if group in paid else length + self.sizes[group]
-            if row and (cost > gap or (tokens > gap and (gap <= 2 * mean or gap - cost < mean))):
+            if (gap <= near or gap - cost < mean) and row and (tokens > gap or cost > gap):
                 break
             paid.add(group)
             row.append(position)
@@ -124,7 +133,9 @@ class _Pool:
             taken[position] = 1
             tokens -= length
             gap -= cost
-            position = taken.index(0, position)
+            position += 1
+            if taken[position]:
+                position = taken.index(0, position)
         self.position, self.tokens = position, tokens
         return row, gap, paid
 
@@ -142,14 +153,18 @@ class _Pool:
 
     def _take(self, length: int, groups: Sequence[int]) -> int:
         """The earliest piece of this length with one of these prefixes."""
-        candidates = [(pieces[-1], group) for group in groups if (pieces := self.by_length[group].get(length))]
-        index, group = min(candidates)
-        self.by_length[group][length].pop()
-        if not self.by_length[group][length]:
-            self._gone(group, length)
-        self.taken[index] = 1
+        first, chosen = len(self.lengths), groups[0]
+        for group in groups:
+            pieces = self.by_length[group].get(length)
+            if pieces and pieces[-1] < first:
+                first, chosen = pieces[-1], group
+        pieces = self.by_length[chosen][length]
+        pieces.pop()
+        if not pieces:
+            self._gone(chosen, length)
+        self.taken[first] = 1
         self.tokens -= length
-        return index
+        return first
 
     def _gone(self, group: int, length: int) -> None:
         self.present[group] ^= 1 << length

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from threading import Lock
 
 from conf.schema import StopConfig
 from data_prep.mixture import SHARES, Quota, whole_shares
@@ -48,7 +49,7 @@ class Phase:
 
 
 class Schedule:
-    """The phases of a run in order, found as far as they are asked for.
+    """The phases of a run in order, found as far as they are asked for, by any thread.
 
     ``weights`` are the fractions of the sources (0: left out), ``limits`` the draws at which they retire (None:
     never). ``phases`` are those that do not follow from these two: the one a resumed run is in, and a changed mixture.
@@ -59,6 +60,7 @@ class Schedule:
         self.limits = limits
         self._phases = list(phases) or [self.opening(0, [0] * len(weights))]
         self._given = len(self._phases)
+        self._growing = Lock()
         self._last_end: int | None = self._natural_end(self._phases[-1])
 
     def opening(self, start: int, base: Counts) -> Phase:
@@ -72,15 +74,16 @@ class Schedule:
 
     def at(self, draw: int) -> tuple[Phase, int | None]:
         """The phase that holds this draw, and the draw at which it ends (None: never). Past the end: the last."""
-        while self._last_end is not None and self._last_end <= draw:
-            following = self.opening(self._last_end, self._phases[-1].counts(self._last_end))
-            if not any(following.shares):
-                break
-            self._phases.append(following)
-            self._last_end = self._natural_end(following)
-        position = self._position(draw)
-        following_start = self._phases[position + 1].start if position + 1 < len(self._phases) else self._last_end
-        return self._phases[position], following_start
+        with self._growing:
+            while self._last_end is not None and self._last_end <= draw:
+                following = self.opening(self._last_end, self._phases[-1].counts(self._last_end))
+                if not any(following.shares):
+                    break
+                self._phases.append(following)
+                self._last_end = self._natural_end(following)
+            position = self._position(draw)
+            following_start = self._phases[position + 1].start if position + 1 < len(self._phases) else self._last_end
+            return self._phases[position], following_start
 
     def counts(self, draws: int) -> list[int]:
         """Counters after ``draws`` draws of the run, O(sources).

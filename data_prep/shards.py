@@ -65,6 +65,9 @@ SCHEMA = schema()
 class _Batch:
     """One record batch in the memory map. Its views are made when a row of it is first read: opening needs few."""
 
+    path: Path
+    start: int
+    """Its first row, of the shard."""
     record: Any
 
     @property
@@ -72,19 +75,18 @@ class _Batch:
         return int(self.record.num_rows)
 
     @cached_property
-    def ids(self) -> tuple[Ints, Ints]:
-        """Tokens of all rows, and where each row begins in them (one more than rows)."""
-        return self._list("input_ids", np.int32)
+    def bounds(self) -> Ints:
+        """Where each row begins in the tokens and masks of all, [rows + 1]; BadData if not at the same places."""
+        ids, mask = self._offsets("input_ids"), self._offsets("loss_mask")
+        if not np.array_equal(ids, mask):
+            raise self.wrong(np.diff(ids) != np.diff(mask), "has a mask of another length than its tokens")
+        return ids
 
     @cached_property
-    def mask(self) -> tuple[Bytes, Ints]:
-        return self._list("loss_mask", np.uint8)
-
-    @cached_property
-    def lists(self) -> tuple[Ints, Bytes, memoryview, memoryview]:
-        """``ids`` and ``mask``; where rows begin as what gives plain integers, which slice faster than numpy's."""
-        (ids, ids_at), (mask, mask_at) = self.ids, self.mask
-        return ids, mask, ids_at.data, mask_at.data
+    def buffers(self) -> tuple[memoryview, memoryview, memoryview]:
+        """Tokens and masks of all rows as bytes, and ``bounds``: memoryviews, which cost less to slice than arrays."""
+        ids, mask = (self.record.column(name).buffers()[3] for name in ("input_ids", "loss_mask"))
+        return memoryview(ids), memoryview(mask), self.bounds.data
 
     @cached_property
     def numbers(self) -> dict[str, npt.NDArray[Any]]:
@@ -95,11 +97,13 @@ class _Batch:
         column = self.record.column(name)
         return np.frombuffer(column.buffers()[1], PLAIN[name])[column.offset : column.offset + self.rows]
 
-    def _list(self, name: str, kind: type) -> tuple[npt.NDArray[Any], Ints]:
+    def wrong(self, rows: npt.NDArray[np.bool_], what: str) -> BadData:
+        """What to raise about the first of ``rows``."""
+        return BadData(f"row {self.start + int(rows.argmax())} of {self.path} {what}; prepare the corpus again.")
+
+    def _offsets(self, name: str) -> Ints:
         column = self.record.column(name)
-        _, offsets, _, values = column.buffers()
-        rows = slice(column.offset, column.offset + self.rows + 1)
-        return np.frombuffer(values, kind), np.frombuffer(offsets, np.int32)[rows]
+        return np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + self.rows + 1]
 
 
 @dataclass(frozen=True)
@@ -109,48 +113,36 @@ class _Shard:
     path: Path
     rows: int
 
-    @cached_property
     def batches(self) -> list[_Batch]:
         try:
             with pa.memory_map(str(self.path)) as source, pa.ipc.open_stream(source) as reader:
-                batches = [_Batch(record) for record in reader]
+                records = list(reader)
                 if not reader.schema.equals(SCHEMA):
                     _check_columns(reader.schema)
         except (pa.ArrowInvalid, OSError, KeyError) as error:
             raise BadData(
                 f"{self.path} is not a shard of a prepared corpus ({error}); prepare the corpus again."
             ) from error
-        if (found := sum(batch.rows for batch in batches)) != self.rows:
+        *starts, found = _starts([record.num_rows for record in records])
+        if found != self.rows:
             raise BadData(f"{self.path} has {found} rows, its MANIFEST says {self.rows}; prepare the corpus again.")
-        return batches
-
-    @cached_property
-    def _starts(self) -> list[int]:
-        return _starts([batch.rows for batch in self.batches])
-
-    def find(self, row: int) -> tuple[_Batch, int]:
-        index = bisect_right(self._starts, row) - 1
-        return self.batches[index], row - self._starts[index]
+        return [_Batch(self.path, start, record) for start, record in zip(starts, records, strict=True)]
 
     def check(self, tokens: Lengths, targets: Lengths, shared: Lengths) -> None:
         """Compare every row with what ``lengths.npy`` has of it, each [rows]; raises BadData.
 
         A row without a token has no place in a packed row, and a mask of another length would shift every label.
         """
-        for start, batch in zip(self._starts, self.batches, strict=False):
-            rows = slice(start, start + batch.rows)
-            sizes, mask_sizes = np.diff(batch.ids[1]), np.diff(batch.mask[1])
+        for batch in self.batches():
+            rows = slice(batch.start, batch.start + batch.rows)
+            sizes = np.diff(batch.bounds)
+            if (empty := sizes < 1).any():
+                raise batch.wrong(empty, "has no tokens")
             other = sizes != tokens[rows]
             other |= batch.plain("targets") != targets[rows]
             other |= batch.plain("prefix") + 1 != shared[rows]
-            for wrong, what in (
-                (sizes < 1, "has no tokens"),
-                (sizes != mask_sizes, "has a mask of another length than its tokens"),
-                (other, f"is not what {LENGTHS} beside it says"),
-            ):
-                if wrong.any():
-                    row = start + int(wrong.argmax())
-                    raise BadData(f"row {row} of {self.path} {what}; prepare the corpus again.")
+            if other.any():
+                raise batch.wrong(other, f"is not what {LENGTHS} beside it says")
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
@@ -178,33 +170,47 @@ class Split:
     prefixes: tuple[tuple[int, ...], ...] = ()
     """Token ids that rows may begin with, as the MANIFEST states them."""
 
-    @cached_property
-    def _starts(self) -> list[int]:
-        return _starts([shard.rows for shard in self.shards])
+    def __post_init__(self) -> None:
+        self._pieces: tuple[list[int], list[_Shard | _Batch]]
+        """Where each begins, and the end of the last; the shards, in place of one that was opened its batches."""
+        self._pieces = _starts([shard.rows for shard in self.shards]), list(self.shards)
 
     @property
     def rows(self) -> int:
-        return self._starts[-1]
+        return self._pieces[0][-1]
 
     def check(self) -> None:
         """Read every shard's columns of lengths; BadData names the row and file that no writer makes."""
-        for start, shard in zip(self._starts, self.shards, strict=False):
-            rows = slice(start, start + shard.rows)
-            # Opened apart from this split, which would keep every shard mapped that was looked at.
-            _Shard(shard.path, shard.rows).check(self.lengths[rows], self.targets[rows], self.shared[rows])
+        end = 0
+        for shard in self.shards:
+            start, end = end, end + shard.rows
+            shard.check(self.lengths[start:end], self.targets[start:end], self.shared[start:end])
 
     def _find(self, row: int) -> tuple[_Batch, int]:
-        starts = self._starts
+        starts, pieces = self._pieces
         if not 0 <= row < starts[-1]:
             raise IndexError(f"row {row} of {self.rows} in {self.name}")
         index = bisect_right(starts, row) - 1
-        return self.shards[index].find(row - starts[index])
+        start, piece = starts[index], pieces[index]
+        if isinstance(piece, _Batch):
+            return piece, row - start
+        batches = piece.batches()
+        own = [start + batch.start for batch in batches]
+        # At once, because threads may read; what two of them open at a time, one of them opens again.
+        self._pieces = [*starts[:index], *own, *starts[index + 1 :]], [*pieces[:index], *batches, *pieces[index + 1 :]]
+        return self._find(row)
 
     def tokens(self, row: int) -> tuple[Ints, Bytes]:
         """Views of (input_ids int32 [n], loss_mask uint8 [n]); read-only."""
+        ids, mask = self.buffers(row)
+        return np.frombuffer(ids, np.int32), np.frombuffer(mask, np.uint8)
+
+    def buffers(self, row: int) -> tuple[memoryview, memoryview]:
+        """``tokens`` as bytes, 4 n and n of them."""
         batch, at = self._find(row)
-        ids, mask, ids_at, mask_at = batch.lists
-        return ids[ids_at[at] : ids_at[at + 1]], mask[mask_at[at] : mask_at[at + 1]]
+        ids, mask, bounds = batch.buffers
+        start, end = bounds[at], bounds[at + 1]
+        return ids[4 * start : 4 * end], mask[start:end]
 
     def origin(self, row: int) -> tuple[str, int, int]:
         """(raw file, row in it, variant)."""

@@ -32,8 +32,7 @@ class StepRows(Sequence[PackedRow]):
     """The ``size`` rows of a step, empty ones at the end; each is made when it is asked for."""
 
     def __init__(self, parts: Sequence[Part], size: int) -> None:
-        self._places = [(part.window, number) for part in parts for number in range(part.first, part.last)]
-        self._size = size
+        self._parts, self._size = parts, size
 
     def __len__(self) -> int:
         return self._size
@@ -43,13 +42,19 @@ class StepRows(Sequence[PackedRow]):
     @overload
     def __getitem__(self, index: slice) -> tuple[PackedRow, ...]: ...
     def __getitem__(self, index: int | slice) -> PackedRow | tuple[PackedRow, ...]:
-        if isinstance(index, slice):
-            return tuple(self[number] for number in range(*index.indices(self._size)))
-        number = range(self._size)[index]
-        if number >= len(self._places):
-            return EMPTY
-        window, row = self._places[number]
-        return window.packed(row)
+        chosen = range(self._size)[index]
+        if isinstance(chosen, int):
+            return self[chosen : chosen + 1][0]
+        if chosen.step != 1:
+            return tuple(self[number] for number in chosen)
+        rows, begin = list[PackedRow](), 0
+        for part in self._parts:
+            shift, end = part.first - begin, begin + part.last - part.first
+            first, last = max(chosen.start, begin), min(chosen.stop, end)
+            if first < last:
+                rows += part.window.packed(first + shift, last + shift)
+            begin = end
+        return (*rows, *[EMPTY] * (len(chosen) - len(rows)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
@@ -100,8 +105,8 @@ def assemble(index: int, parts: Sequence[Part], *, source_rows: Sequence[int], g
         filled=sum(part.last - part.first for part in parts),
         samples=len(source),
         tokens=int(tokens.sum()),
-        positions=int((tokens - spared).sum()),
-        pairs=int((tokens * (tokens + 1) // 2 - spared * (spared + 1) // 2).sum()),
+        positions=int(tokens.sum() - spared.sum()),
+        pairs=int(tokens @ (tokens + 1) - spared @ (spared + 1)) // 2,
         targets=int(targets.sum()),
         source_samples=tuple(np.bincount(source, minlength=size).tolist()),
         source_tokens=tuple(int(each) for each in source_tokens),

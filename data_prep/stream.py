@@ -42,6 +42,10 @@ class _Cursor:
     """Where a window that was begun before a resume ends; None: where the schedule says."""
 
 
+_Advance = tuple[GlobalStep | None, _Cursor, Window | None]
+"""A step, or None at the end of the data; the cursor after it, and the window that is open there."""
+
+
 class Stream:
     """Iterator of GlobalStep; ends with the data (``data.stop``) or after ``max_steps`` (0: no limit).
 
@@ -77,8 +81,7 @@ class Stream:
         self._cursor = _Cursor()
         self._window: Window | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="corral-plan")
-        self._ahead_place: Place | None = None
-        self._ahead: Future[Window] | None = None
+        self._ahead: Future[_Advance] | None = None
         self._retained: dict[str, int] = {}
         self._row_counts: dict[int, int] = {}
 
@@ -88,12 +91,19 @@ class Stream:
     def __next__(self) -> GlobalStep:
         if self._max_steps and self._cursor.step >= self._max_steps:
             raise StopIteration
-        parts = self._take(self._global_size)
-        if not parts:
+        ahead, self._ahead = self._ahead, None
+        step, self._cursor, self._window = ahead.result() if ahead else self._advance(self._cursor, self._window)
+        if step is None:
             raise StopIteration
-        step = assemble(self._cursor.step, parts, source_rows=self._rows, global_size=self._global_size)
-        self._cursor = replace(self._cursor, step=step.index + 1)
         return step
+
+    def look_ahead(self) -> None:
+        """Make the next step in another thread: for a caller that is about to wait for its device.
+
+        One that goes on computing in Python would only share its core with that thread, and gains nothing.
+        """
+        if self._ahead is None:
+            self._ahead = self._worker.submit(self._advance, self._cursor, self._window)
 
     def total_steps(self) -> int:
         """Steps of the whole run, those already taken included. Exact.
@@ -161,7 +171,7 @@ class Stream:
                 f"the data plan is not the one of the checkpoint ({summary(found)}); set it back, or accept the change "
                 "with data.allow_change=true"
             )
-        self._window, self._row_counts, self.changes = None, {}, found
+        self._window, self._ahead, self._row_counts, self.changes = None, None, {}, found
         self._cursor = _Cursor(
             step=state["step"],
             rows_done=state["rows_done"],
@@ -239,31 +249,25 @@ class Stream:
             self._row_counts[place.start] = self.planner.count_rows(place)
         return self._row_counts[place.start]
 
-    def _take(self, wanted: int) -> list[Part]:
-        """The next ``wanted`` rows, or what is left; moves the cursor past them."""
-        parts: list[Part] = []
-        while wanted and (window := self._open()) is not None:
-            first = min(self._cursor.offset, window.rows)
+    def _advance(self, cursor: _Cursor, window: Window | None) -> _Advance:
+        """The step at ``cursor``, whose window is ``window`` if it is open. Changes nothing: any thread may ask."""
+        parts, wanted = list[Part](), self._global_size
+        while wanted:
+            if window is None:
+                place = self._place(cursor)
+                if place is None:
+                    break
+                window = self.planner.plan(place)
+            first = min(cursor.offset, window.rows)
             last = min(first + wanted, window.rows)
             if last > first:
                 parts.append(Part(window, first, last))
             wanted -= last - first
-            self._move(window, last, last - first)
-        return parts
-
-    def _open(self) -> Window | None:
-        """The window at the cursor; the one after it is planned meanwhile, while the caller waits for its device."""
-        if self._window is None and (place := self._place(self._cursor)) is not None:
-            self._window = (
-                self._ahead.result() if self._ahead and place == self._ahead_place else self.planner.plan(place)
-            )
-            self._ahead_place = self._place(_Cursor(index=place.index + 1, start=place.stop))
-            self._ahead = self._worker.submit(self.planner.plan, self._ahead_place) if self._ahead_place else None
-        return self._window
-
-    def _move(self, window: Window, offset: int, taken: int) -> None:
-        cursor = replace(self._cursor, offset=offset, rows_done=self._cursor.rows_done + taken)
-        if offset == window.rows:
-            cursor = replace(cursor, index=cursor.index + 1, start=window.place.stop, offset=0, stop=None)
-            self._window = None
-        self._cursor = cursor
+            cursor = replace(cursor, offset=last, rows_done=cursor.rows_done + last - first)
+            if last == window.rows:
+                cursor = replace(cursor, index=cursor.index + 1, start=window.place.stop, offset=0, stop=None)
+                window = None
+        if not parts:
+            return None, cursor, window
+        step = assemble(cursor.step, parts, source_rows=self._rows, global_size=self._global_size)
+        return step, replace(cursor, step=step.index + 1), window

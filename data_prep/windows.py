@@ -87,11 +87,19 @@ class Window:
     def rows(self) -> int:
         return len(self.ends) - 1
 
-    def packed(self, number: int) -> PackedRow:
-        """One row as an object. Made when asked for: a rank needs its own rows, and plans those of all."""
-        span = slice(self.ends[number], self.ends[number + 1])
-        pairs = zip(self.source[span].tolist(), self.row[span].tolist(), strict=True)
-        return PackedRow(tuple(pairs), self._row_tokens[number], self.share_prefix)
+    def packed(self, first: int, last: int) -> list[PackedRow]:
+        """Rows ``first`` to ``last`` (exclusive) as objects.
+
+        Made when asked for: a rank needs its own rows, and plans those of all.
+        """
+        ends = self.ends[first : last + 1].tolist()
+        begin, sizes = ends[0], self._row_tokens[first:last]
+        samples = slice(begin, ends[-1])
+        pairs = list(zip(self.source[samples].tolist(), self.row[samples].tolist(), strict=True))
+        return [
+            PackedRow(tuple(pairs[start - begin : end - begin]), tokens, self.share_prefix)
+            for (start, end), tokens in zip(pairwise(ends), sizes, strict=True)
+        ]
 
     @cached_property
     def _row_tokens(self) -> list[int]:

@@ -78,6 +78,7 @@ def training_steps(
             sums = loss_sums(engine.module, batch, targets_only=targets_only, loss=loss)
             engine.accumulate(sums.objective / max(1, plan.targets), last=index == accumulation - 1)
             nll, uids = nll + sums.nll, uids + batch.uids
+        stream.look_ahead()  # the device has its work, the host begins to wait
         lr = lr_at(plan.index)
         outcome = engine.step(lr)
         total, stops = ranks.sum([float(nll), float(stop_pending())])

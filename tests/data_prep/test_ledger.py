@@ -54,38 +54,50 @@ def fed(step: GlobalStep, world: int) -> Line:
     )
 
 
-def prefetched(stream: Stream, ahead: int) -> Iterator[tuple[GlobalStep, dict[str, Any]]]:
-    """A loader that fetches ``ahead`` steps early and takes the state along with each, as a checkpoint needs it."""
+def prefetched(stream: Stream, ahead: int, looks: bool) -> Iterator[tuple[GlobalStep, dict[str, Any]]]:
+    """A loader that fetches ``ahead`` steps early and takes the state along with each, as a checkpoint needs it.
+
+    ``looks``: every second step is made by the stream's own thread while the state is taken.
+    """
     queue: list[tuple[GlobalStep, dict[str, Any]]] = []
     for step in stream:
+        if looks and step.index % 2:
+            stream.look_ahead()
         queue.append((step, stream.state_dict()))
         if len(queue) > ahead:
             yield queue.pop(0)
     yield from queue
 
 
-@given(mixtures(), st.integers(0, 5))
+@given(mixtures(), st.integers(0, 5), st.booleans())
 @settings(max_examples=15, deadline=None)
-def test_the_ledger_is_the_same_for_any_number_of_ranks_and_any_prefetch(mixture: Mixture, ahead: int) -> None:
+def test_the_ledger_is_the_same_for_any_number_of_ranks_and_any_prefetch(
+    mixture: Mixture, ahead: int, looks: bool
+) -> None:
     alone = [fed(step, 1) for step in mixture.stream()]
     for world in (2, 3, 4, 8):
-        assert [fed(step, world) for step, _ in prefetched(mixture.stream(), ahead)] == alone
+        assert [fed(step, world) for step, _ in prefetched(mixture.stream(), ahead, looks)] == alone
 
 
-LIVES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 4), st.integers(0, 3)), max_size=5)
-"""Of each life of a run: ranks, steps until it is killed, steps between checkpoints, steps fetched ahead."""
+LIVES = st.lists(
+    st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 4), st.integers(0, 3), st.booleans()), max_size=5
+)
+"""Of each life of a run: ranks, steps until it is killed, steps between checkpoints, steps fetched ahead, and whether
+the stream looks ahead."""
 
 
 @given(mixtures(), LIVES)
 @settings(max_examples=40, deadline=None)
-def test_the_ledger_survives_kills_and_other_numbers_of_ranks(mixture: Mixture, lives: list[tuple[int, ...]]) -> None:
+def test_the_ledger_survives_kills_and_other_numbers_of_ranks(
+    mixture: Mixture, lives: list[tuple[int, int, int, int, bool]]
+) -> None:
     ledger: list[Line] = []
     saved = json.dumps(mixture.stream().state_dict())
-    for world, until_killed, every, ahead in [*lives, (1, 10**9, 10**9, 0)]:
+    for world, until_killed, every, ahead, looks in [*lives, (1, 10**9, 10**9, 0, False)]:
         stream = mixture.stream()
         stream.load_state_dict(json.loads(saved))
         ledger = ledger[: json.loads(saved)["step"]]  # what was done after the checkpoint is done again
-        for step, state in islice(prefetched(stream, ahead), until_killed):
+        for step, state in islice(prefetched(stream, ahead, looks), until_killed):
             ledger.append(fed(step, world))
             if (step.index + 1) % every == 0:
                 saved = json.dumps(state)
