@@ -4,7 +4,7 @@ The same 262,002 made-up samples (68.6 M tokens, ``data_corpus``) in each loader
 one rank as a weighted mixture of six sources. Every figure is from a process of its own (``data_phases``); the loaders
 take turns, A B C A B C, so that a busy machine hurts all alike. What the loaders promise of order is checked on the
 samples that they hand out. Peers get environments of their own, ``.venv-bench-NAME``; one that cannot be installed is
-named and left out. About seven minutes on two cores.
+named and left out. About twelve minutes on two cores.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REQUIREMENTS = {
     "hf": ("datasets==5.2.0",),
     "mosaic": ("mosaicml-streaming==0.13.0",),
 }
-ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 WORLDS = (2, 4)
 UNEVEN = 3
 SMALL = 50

@@ -8,7 +8,7 @@ from typing import overload
 
 import numpy as np
 
-from data_prep.windows import PackedRow, Window
+from data_prep.windows import Ints, PackedRow, Window
 
 EMPTY = PackedRow(())
 """Fills up the last batch; carries no token and no weight."""
@@ -26,6 +26,11 @@ class Part:
     def samples(self) -> slice:
         """Where their samples are in the window's arrays."""
         return slice(self.window.ends[self.first], self.window.ends[self.last])
+
+    @property
+    def totals(self) -> Ints:
+        """[4] of these rows, as in ``Window.totals``."""
+        return self.window.totals[:, self.last] - self.window.totals[:, self.first]
 
 
 class StepRows(Sequence[PackedRow]):
@@ -92,24 +97,23 @@ def assemble(index: int, parts: Sequence[Part], *, source_rows: Sequence[int], g
     """The step of these rows, filled up with empty ones. ``source_rows`` are the rows of each source."""
     size = len(source_rows)
     source = np.concatenate([part.window.source[part.samples] for part in parts])
-    tokens = np.concatenate([part.window.tokens[part.samples] for part in parts])
-    targets = np.concatenate([part.window.targets[part.samples] for part in parts])
-    spared = np.concatenate([part.window.spared[part.samples] for part in parts])
+    weights = np.concatenate([part.window.tokens[part.samples] for part in parts])
+    tokens, targets, spared, pairs = np.sum([part.totals for part in parts], axis=0).tolist()
     window, last = parts[-1].window, parts[-1].last
     used = np.array(window.place.before) + np.bincount(window.source[: window.ends[last]], minlength=size)
     # Float64 counts tokens exactly up to 2^53.
-    source_tokens = np.bincount(source, weights=tokens, minlength=size)
+    source_tokens = np.bincount(source, weights, minlength=size).astype(np.int64)
     return GlobalStep(
         index=index,
         rows=StepRows(parts, global_size),
         filled=sum(part.last - part.first for part in parts),
         samples=len(source),
-        tokens=int(tokens.sum()),
-        positions=int(tokens.sum() - spared.sum()),
-        pairs=int(tokens @ (tokens + 1) - spared @ (spared + 1)) // 2,
-        targets=int(targets.sum()),
+        tokens=tokens,
+        positions=tokens - spared,
+        pairs=pairs,
+        targets=targets,
         source_samples=tuple(np.bincount(source, minlength=size).tolist()),
-        source_tokens=tuple(int(each) for each in source_tokens),
+        source_tokens=tuple(source_tokens.tolist()),
         epochs=tuple((used / np.array(source_rows)).tolist()),
     )
 

@@ -93,8 +93,8 @@ class Window:
         Made when asked for: a rank needs its own rows, and plans those of all.
         """
         ends = self.ends[first : last + 1].tolist()
-        begin, sizes = ends[0], self._row_tokens[first:last]
-        samples = slice(begin, ends[-1])
+        begin, samples = ends[0], slice(ends[0], ends[-1])
+        sizes = np.diff(self.totals[0, first : last + 1]).tolist()
         pairs = list(zip(self.source[samples].tolist(), self.row[samples].tolist(), strict=True))
         return [
             PackedRow(tuple(pairs[start - begin : end - begin]), tokens, self.share_prefix)
@@ -102,10 +102,15 @@ class Window:
         ]
 
     @cached_property
-    def _row_tokens(self) -> list[int]:
-        """Once per window, because a call of numpy per row costs more than the sum."""
-        sums: list[int] = np.add.reduceat(self.tokens, self.ends[:-1]).tolist()
-        return sums
+    def totals(self) -> Ints:
+        """[4, rows + 1] of all rows before each: tokens, targets, spared tokens, and pairs of which one token sees the
+        other or itself. Once per window, because a call of numpy costs more than the sum over a step."""
+        tokens, spared = self.tokens, self.spared
+        pairs = (tokens * (tokens + 1) - spared * (spared + 1)) // 2
+        found = np.zeros((4, len(self.ends)), np.int64)
+        of_rows = np.add.reduceat([tokens, self.targets, spared, pairs], self.ends[:-1], axis=1)
+        np.cumsum(of_rows, axis=1, out=found[:, 1:])
+        return found
 
 
 class Planner:
