@@ -59,8 +59,9 @@ demo: $(stamp)
 demo-clean:
 	rm -rf outputs/demo outputs/demo_lora
 
+# Two files at a time: half of most tests is one process that starts.
 test: $(stamp)
-	"$(bin)/python" -m pytest -m "not slow and not slurm and not parity"
+	"$(bin)/python" -m pytest -n 2 --dist loadfile -m "not slow and not slurm and not parity"
 
 test-slow: $(stamp)
 	"$(bin)/python" -m pytest -m "slow and not slurm"

@@ -53,6 +53,7 @@ setup(
         "dev": [
             "pytest>=9,<10",
             "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8,<4",
             "hypothesis>=6.130",
             "psutil>=6",
             "ruff==0.17.6",  # formatting differs between versions
