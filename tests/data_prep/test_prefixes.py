@@ -101,12 +101,21 @@ def test_a_stream_that_shares_has_the_same_samples_in_fewer_rows() -> None:
     assert sorted(all_samples(steps[True])) == sorted(all_samples(steps[False]))
     assert len(all_rows(steps[True])) < len(all_rows(steps[False]))
     assert all(row.share_prefix for row in all_rows(steps[True]))
-    sizes = np.array([0, 12, 9])
+    sizes = (0, 12, 9)
     for step in steps[True]:
+        positions = pairs = 0
         for row in (row for row in step.rows if row.samples):
+            paid = {0}
+            for _, place in row.samples:
+                number, length = int(splits["a"].shared[place]), int(splits["a"].lengths[place])
+                spared = sizes[number] if number in paid else 0
+                paid.add(number)
+                positions += length - spared
+                pairs += sum(range(spared + 1, length + 1))  # the n-th token sees n
             index = np.array([place for _, place in row.samples])
-            paid = sizes[np.unique(splits["a"].shared[index])].sum()
-            assert (splits["a"].lengths[index] - sizes[splits["a"].shared[index]]).sum() + paid <= 128
+            paid_for = sum(sizes[number] for number in paid)
+            assert (splits["a"].lengths[index] - np.array(sizes)[splits["a"].shared[index]]).sum() + paid_for <= 128
+        assert (step.positions, step.pairs) == (positions, pairs)
     whole, computed = (sum(getattr(step, name) for step in steps[True]) for name in ("tokens", "positions"))
     assert whole == splits["a"].lengths.sum() == sum(step.positions for step in steps[False])
     assert computed < whole

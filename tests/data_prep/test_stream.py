@@ -216,6 +216,15 @@ def test_golden_order() -> None:
     ]
 
 
+def test_a_step_made_ahead_is_dropped_when_a_state_is_loaded() -> None:
+    began, gone_on = stream(data_config(MIXTURE)), stream(data_config(MIXTURE))
+    state = began.state_dict()
+    first = next(gone_on)
+    gone_on.look_ahead()
+    gone_on.load_state_dict(state)
+    assert next(gone_on) == first
+
+
 def test_auto_window_holds_at_least_256_rows() -> None:
     data = data_config(["a"], seq_len=2048, window="auto")
     assert window_size(data, 52002, 111 * 52002) == 8192
