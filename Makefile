@@ -1,10 +1,20 @@
 # Every target makes the environment first where it is missing. Settings, e.g. `make demo PYTHON=python3.12`:
 #   PYTHON        the interpreter the environment is made with
 #   VENV          where it lies (.venv)
+#   PARITY, SLOW  which of the parity and of the slow tests, as pytest's -k (all)
+#   KILLS, TERMS, SEED   of the soak: SIGKILLs, requests to stop, and what chooses their places (200, 100, 0)
+#   SECONDS, SEED, TARGETS   of the fuzzer: how long, what chooses the damages, which targets (600, 0, all)
 #   TORCH_INDEX   package index for torch alone; https://download.pytorch.org/whl/cpu saves 2 GB on machines without a GPU
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+PARITY ?=
+SLOW ?=
+KILLS ?= 200
+TERMS ?= 100
+SEED ?= 0
+SECONDS ?= 600
+TARGETS ?=
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -22,17 +32,20 @@ export TOKENIZERS_PARALLELISM := false
 # Per environment: two environments that share compiled ops rebuild them for each other for ever.
 export TORCH_EXTENSIONS_DIR := $(venv)/torch_extensions
 
-.PHONY: help env .venv demo demo-clean test test-slow test-gpu parity lint bench bench-train bench-gpu bench-data faults slurm-test clean
+.PHONY: help env .venv demo demo-clean test test-slow test-gpu parity lint fuzz bench bench-train bench-gpu bench-data bench-ckpt faults soak slurm-test slurm-soak clean
 
 help:
 	@echo "make demo        prepare, tune, evaluate, export and chat on this machine (two processes, no GPU)"
-	@echo "make test        the test suite; make test-slow, make faults, make slurm-test: the long ones"
+	@echo "make test        the test suite; make test-slow, make faults, make slurm-test: the long ones; make slurm-soak: nodes and links lost"
+	@echo "make soak        runs killed and stopped at random places, resumed, and compared with undisturbed ones (KILLS=200 SEED=0)"
+	@echo "make fuzz        damaged configs, rows, tokenizers, models, corpora and runs through every entry point (SECONDS=600 SEED=0)"
 	@echo "make test-gpu    what only an NVIDIA GPU can show: kernels, 4-bit bases, bitwise resume, the exact step in bf16"
 	@echo "make parity      gradients in every geometry against plain torch (fp32)"
 	@echo "make lint        ruff, mypy, the import contract, shellcheck"
-	@echo "make bench       planning, start-up, the plan's accuracy; make bench-train: speed beside HF Trainer and TRL"
+	@echo "make bench       planning, start-up, the plan's accuracy, a fake cluster of 4,096 ranks; make bench-train: speed beside HF Trainer and TRL"
 	@echo "make bench-gpu   training speed on one NVIDIA GPU, switch by switch and beside HF Trainer and TRL"
 	@echo "make bench-data  the data engine beside Grain, Hugging Face datasets and Mosaic Streaming"
+	@echo "make bench-ckpt  how long training waits for a checkpoint, beside DeepSpeed's and torch's own saves"
 	@echo "make env         only the environment, $(VENV)"
 	@echo "make demo-clean  forget the demo's runs; make clean: caches and build folders"
 
@@ -61,18 +74,27 @@ demo-clean:
 
 # Two files at a time: half of most tests is one process that starts.
 test: $(stamp)
-	"$(bin)/python" -m pytest -n 2 --dist loadfile -m "not slow and not slurm and not parity"
+	"$(bin)/python" -m pytest -n 2 --dist loadfile -m "not slow and not slurm and not parity and not soak"
 
 test-slow: $(stamp)
-	"$(bin)/python" -m pytest -m "slow and not slurm"
+	"$(bin)/python" -m pytest -n 2 --dist loadfile -m "slow and not slurm and not soak" $(if $(SLOW),-k "$(SLOW)")
 
 parity: $(stamp)
-	"$(bin)/python" -m pytest -m parity tests/parity
+	"$(bin)/python" -m pytest -m parity $(if $(PARITY),-k "$(PARITY)") tests/parity
 
 faults: $(stamp)
 	"$(bin)/python" -m pytest -m faults
 
+soak: $(stamp)
+	"$(bin)/python" -m tests.faults.soak kills=$(KILLS) terms=$(TERMS) seed=$(SEED)
+
+fuzz: $(stamp)
+	"$(bin)/python" -m tests.fuzz.run seconds=$(SECONDS) seed=$(SEED) targets=$(TARGETS)
+
 slurm-test: $(stamp)
+	"$(bin)/python" -m pytest -m "slurm and not slow" tests/slurm
+
+slurm-soak: $(stamp)
 	"$(bin)/python" -m pytest -m slurm tests/slurm
 
 test-gpu: $(stamp)
@@ -86,7 +108,7 @@ lint: $(stamp)
 	"$(bin)/shellcheck" -x slurm/*.sh tests/slurm/*.sh .ci/run
 
 bench: $(stamp)
-	@for each in planning scale plan_accuracy; do echo "== $$each"; "$(bin)/python" -m "benchmarks.$$each"; done
+	@for each in planning scale plan_accuracy fake_cluster; do echo "== $$each"; "$(bin)/python" -m "benchmarks.$$each"; done
 
 bench-train: $(stamp)
 	"$(bin)/python" -m pip install --quiet -c constraints.txt -e '.[bench]'
@@ -99,6 +121,9 @@ bench-gpu: $(stamp)
 
 bench-data: $(stamp)
 	"$(bin)/python" -m benchmarks.data_engine
+
+bench-ckpt: $(stamp)
+	"$(bin)/python" -m benchmarks.ckpt_stall
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -10,16 +10,16 @@ FLOORS = ("conf", "data_prep", "train", "launch")
 
 setup(
     name="corral",
-    version="0.1.0",
+    version="0.2.0",
     description="Distributed instruction tuning of language models: Hydra configs, DeepSpeed ZeRO, exact data",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=[pattern for floor in FLOORS for pattern in (floor, f"{floor}.*")]),
     package_data={
         "conf": ["*.yaml", "*/*.yaml"],
-        "data_prep": ["*.jinja", "*/*.jinja", "template_sets/*.jsonl", "task_lists/*.txt"],
+        "data_prep": ["template_sets/*.jsonl", "task_lists/*.txt", "templates/shipped/*.jinja"],
         "data_prep.demo": ["*.jsonl.gz", "words.txt"],
-        "train": ["*.jinja", "*/*.jinja"],
+        "train": ["*/*.json", "*/*/*.json"],
     },
     install_requires=[
         "torch>=2.11,<2.14",
@@ -46,7 +46,10 @@ setup(
         "wandb>=0.25,<0.32",
     ],
     extras_require={
-        "gpu": ["liger-kernel>=0.7"],  # brings triton, about 1 GB; its kernels do not run on a CPU
+        "gpu": [
+            "liger-kernel>=0.7",  # brings triton, about 1 GB; its kernels do not run on a CPU
+            "nvidia-ml-py>=12",  # power and utilisation, which torch asks of it
+        ],
         "flash": ["flash-attn>=2.8"],  # built on this machine: needs torch and CUDA_HOME; add --no-build-isolation
         "s3": ["s3fs>=2024.6"],
         "gcs": ["gcsfs>=2024.6"],

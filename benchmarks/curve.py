@@ -1,6 +1,6 @@
-"""A short run on real rows, and the loop anyone would write for it: transformers' own loss, torch's AdamW.
+"""A short run on real samples, and a plain loop for the same task: transformers' loss and torch's AdamW.
 
-Both see the same samples in every update, so that their losses can be compared one by one.
+Both see the same samples in every update, so that their losses can be compared update by update.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from conf.schema import RunConfig
-from data_prep.shards import open_corpus
-from data_prep.stream import Stream
-from train.batch import IGNORE
+from data_prep.corpus.shards import open_corpus
+from data_prep.stream.stream import Stream
+from train.batches.batch import IGNORE
 
 STEPS, SEQ_LEN, ROWS = 50, 512, 4
 LR, DECAY, BETAS, EPS, CLIP = 1e-3, 0.1, (0.9, 0.95), 1e-8, 1.0
 
 
 def overrides(model: Path, alpaca: Path, folder: Path) -> list[str]:
-    """The run: stories260K on 2,000 rows of Alpaca, packed, fp32, its parts below ``folder``."""
+    """The run: stories260K on 2,000 records of Alpaca, packed, fp32, with its files in ``folder``."""
     return [
         "name=curve",
         f"run_dir={folder / 'run'}",
@@ -32,7 +32,7 @@ def overrides(model: Path, alpaca: Path, folder: Path) -> list[str]:
         f"data.sources.alpaca.path={alpaca}",
         "data.sources.alpaca.rows=2000",
         f"data.seq_len={SEQ_LEN}",
-        "data.bad_row_budget=0.5",  # 512 tokens of a vocabulary of 512 are short for an Alpaca row
+        "data.bad_row_budget=0.5",  # with a vocabulary of 512, many Alpaca records exceed 512 tokens
         f"data.prepared={folder / 'corpus'}",
         "zero=2",
         f"batch.global_size={ROWS}",
@@ -50,7 +50,7 @@ def overrides(model: Path, alpaca: Path, folder: Path) -> list[str]:
 class Sample:
     ids: list[int]
     mask: list[int]
-    """1 where the token is a target."""
+    """1 at targets, 0 at other tokens."""
 
     @property
     def labels(self) -> list[int]:
@@ -58,16 +58,16 @@ class Sample:
 
 
 def updates(cfg: RunConfig, corpus: Path) -> Iterator[tuple[int, list[Sample]]]:
-    """Targets and samples of every update, as the stream plans them."""
+    """The number of targets and the samples of every update, from the stream."""
     split = open_corpus(corpus, verify="sizes").split("train")["alpaca"]
     stream = Stream({"alpaca": split}, cfg.data, seed=cfg.seed, global_size=ROWS, max_steps=STEPS)
     for plan in stream:
         rows = [row for packed in plan.rows for _, row in packed.samples]
-        yield plan.targets, [Sample(*(each.tolist() for each in split.tokens(row))) for row in rows]
+        yield plan.targets, [Sample(*(array.tolist() for array in split.tokens(row))) for row in rows]
 
 
 def plain_losses(cfg: RunConfig, corpus: Path) -> list[float]:
-    """Mean loss over the targets of each update before it is made, sample by sample."""
+    """The mean loss over the targets of every update, before the update; computed sample by sample."""
     model = AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32).train()
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]

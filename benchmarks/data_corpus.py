@@ -1,7 +1,8 @@
-"""The corpus of ``data_engine``: six sources of made-up tokens, from a fixed seed; numpy only, for every environment.
+"""The corpus of ``data_engine``: six sources of random tokens from a fixed seed. It needs only numpy, so it runs in
+every loader's environment.
 
-Shaped like an Alpaca file and five parts of FLAN: their rows, lognormal lengths. A sample's first two tokens are its
-source and its row in it, so that whatever a loader gives out says what was read.
+The sources have the sizes of an Alpaca file and five parts of FLAN, and lognormal lengths. A sample's first two tokens
+are the numbers of its source and of itself in it, so that a loader's output identifies the samples that it read.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ VOCABULARY = 100_000
 class Shape:
     rows: int
     weight: float
-    """Share of the draws of the mixture."""
+    """Share of the mixture's draws."""
     median: float
-    """Of the lengths, tokens."""
+    """Median length in tokens."""
     sigma: float
-    """Of the logarithm of the lengths."""
+    """Standard deviation of the lengths' logarithm."""
 
 
 SHAPES = {
@@ -37,17 +38,17 @@ SHAPES = {
     "niv2": Shape(24_000, 0.15, 300.0, 0.7),
     "zero_shot": Shape(84_000, 0.30, 130.0, 0.8),
 }
-"""In the order of their names: a sample's first token is the place in here."""
+"""In the order of their names; a sample's first token is the index of its source in this order."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One source as plain arrays: memory-mapped, a sample is a slice."""
+    """One source as memory-mapped arrays; a sample is a slice of them."""
 
     ids: NDArray[np.int32]
     mask: NDArray[np.uint8]
     ends: NDArray[np.int64]
-    """[rows + 1] where each sample begins, and the tokens of all."""
+    """[rows + 1] the index where each sample begins, and the number of all tokens."""
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -61,7 +62,7 @@ class Source:
 
 
 def make(folder: Path, *, divisor: int = 1) -> int:
-    """Write all sources to ``folder``, each with rows / ``divisor`` rows; gives the tokens of all."""
+    """Write all sources to ``folder``, with rows / ``divisor`` samples per source; return the number of all tokens."""
     folder.mkdir(parents=True)
     total = 0
     for number, (name, shape) in enumerate(SHAPES.items()):
@@ -86,7 +87,7 @@ def read(folder: Path) -> dict[str, Source]:
     """The sources that ``make`` wrote."""
 
     def mapped(name: str, kind: str) -> NDArray[np.generic]:
-        # asarray: a plain view of the map; slices of np.memmap itself cost several times as much.
+        # asarray returns a plain view of the map; slices of np.memmap itself take several times as long.
         return np.asarray(np.load(folder / f"{name}.{kind}.npy", mmap_mode="r"))
 
     return {name: Source(*(mapped(name, kind) for kind in ("ids", "mask", "ends"))) for name in SHAPES}

@@ -1,10 +1,10 @@
-"""The data engine side by side with Grain, Hugging Face datasets and Mosaic Streaming: ``make bench-data``; no GPU.
+"""Compares the data engine with Grain, Hugging Face datasets and Mosaic Streaming: ``make bench-data``; no GPU.
 
-The same 262,002 made-up samples (68.6 M tokens, ``data_corpus``) in each loader's own format (``data_peers``), read by
-one rank as a weighted mixture of six sources. Every figure is from a process of its own (``data_phases``); the loaders
-take turns, A B C A B C, so that a busy machine hurts all alike. What the loaders promise of order is checked on the
-samples that they hand out. Peers get environments of their own, ``.venv-bench-NAME``; one that cannot be installed is
-named and left out. About twelve minutes on two cores.
+One rank reads the same 262,002 random samples (68.6 M tokens, ``data_corpus``) as a weighted mixture of six sources, in
+the format of every loader (``data_peers``). A new process measures every figure (``data_phases``). The loaders take
+turns, A B C A B C, so that a busy machine affects all alike. The benchmark checks each loader's promises about order on
+the samples that it returns. Every peer has an environment ``.venv-bench-NAME``; a peer that cannot be installed is
+named and left out. It takes about twelve minutes on two cores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import data_corpus
-from benchmarks.data_table import show
+from benchmarks.data_table import Found, show
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,58 +40,43 @@ ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 WORLDS = (2, 4)
 UNEVEN = 3
 SMALL = 50
-"""The corpus of the epoch in which every row is wanted once has rows / SMALL rows."""
+"""The corpus for an epoch with every sample once has rows / SMALL samples."""
 PATIENCE_S = 300
 
 Process = subprocess.Popen[str]
 
 
-@dataclass
-class Found:
-    """What was measured of one loader; a step is a list of (source, row) pairs."""
-
-    versions: dict[str, str]
-    rows: int
-    """Of the small corpus."""
-    speeds: list[dict[str, float]] = field(default_factory=list)
-    resumes: list[dict[str, Any]] = field(default_factory=list)
-    begin: list[Any] = field(default_factory=list)
-    """The first ten steps on one rank."""
-    after: list[Any] = field(default_factory=list)
-    """The ten steps after 90%, as a loader that was not stopped gives them."""
-    ranks: dict[int, list[list[Any]]] = field(default_factory=dict)
-    """By number of ranks: the first ten steps of each rank."""
-    once: list[list[Any]] = field(default_factory=list)
-    """All steps of each of three ranks."""
-
-
 def python_of(name: str) -> Path | None:
-    """The interpreter of a loader, its environment made if it is not there; None if that fails, which is said."""
+    """The interpreter of a loader; makes its environment if missing. If that fails, prints the reason, returns None."""
     if not REQUIREMENTS[name]:
         return Path(sys.executable)
     folder = ROOT / f".venv-bench-{name.partition('-')[0]}"
     python = folder / "bin" / "python"
     if not (folder / "complete").exists():
-        made = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True)
+        made = subprocess.run(
+            [sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True, encoding="utf-8"
+        )
         if not made.returncode:
             command = [str(python), "-m", "pip", "install", "--quiet", *REQUIREMENTS[name]]
-            made = subprocess.run(command, capture_output=True, text=True)
+            made = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
         if made.returncode:
             reason = (made.stderr.strip().splitlines() or ["no message"])[-1]
-            print(f"{name}: left out, {' '.join(REQUIREMENTS[name])} cannot be installed: {reason}")
+            print(f"{name}: left out, because pip cannot install {' '.join(REQUIREMENTS[name])}: {reason}")
             return None
         (folder / "complete").touch()
     return python
 
 
 def start(name: str, phase: str, folder: Path, *, rank: int = 0, world: int = 1, port: int = 0) -> Process:
-    """One phase of a loader, as one rank; ``folder`` holds the loaders' data."""
+    """Start one phase of a loader as one rank; ``folder`` contains the loaders' data."""
     (folder / name).mkdir(exist_ok=True)
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    ids = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {key: str(value) for key, value in own.items()} | {"MASTER_ADDR": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
+    environment |= {key: str(value) for key, value in ids.items()} | {"MASTER_ADDR": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
     command = [str(python_of(name)), str(ROOT / "benchmarks" / "data_phases.py"), name, phase, str(folder / name)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
 
 
 def result(process: Process) -> Any:
@@ -100,7 +84,7 @@ def result(process: Process) -> Any:
         output, errors = process.communicate(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        sys.exit(f"corral: {process.args} took longer than {PATIENCE_S} s")
+        sys.exit(f"corral: {process.args} did not finish within {PATIENCE_S} s")
     if process.returncode:
         sys.exit(f"corral: {process.args} failed:\n{errors}")
     return json.loads(output.splitlines()[-1])
@@ -111,16 +95,16 @@ def phase(name: str, what: str, folder: Path) -> Any:
 
 
 def on_ranks(name: str, what: str, folder: Path, world: int) -> list[list[Any]]:
-    """The steps of every rank, which run at the same time."""
+    """The steps of every rank; the ranks run at the same time."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     started = [start(name, what, folder, rank=rank, world=world, port=port) for rank in range(world)]
-    return [result(each)["steps"] for each in started]
+    return [result(process)["steps"] for process in started]
 
 
 def measure(folder: Path, names: Iterable[str], *, divisor: int = 1, rounds: int = ROUNDS) -> dict[str, Found]:
-    """All figures of these loaders, for a corpus of rows / ``divisor`` rows."""
+    """All figures of the loaders ``names``, for a corpus of rows / ``divisor`` samples."""
     whole, small = folder / "whole", folder / "small"
     data_corpus.make(whole / "raw", divisor=divisor)
     data_corpus.make(small / "raw", divisor=max(divisor, SMALL))
@@ -129,19 +113,19 @@ def measure(folder: Path, names: Iterable[str], *, divisor: int = 1, rounds: int
         written, _ = phase(name, "write", small), phase(name, "write", whole)
         found[name] = Found(written["versions"], written["rows"])
     for _ in range(rounds):
-        for name, each in found.items():
-            each.speeds.append(phase(name, "speed", whole))
-    # Nothing is timed here, so two loaders may be at it at once.
+        for name, figures in found.items():
+            figures.speeds.append(phase(name, "speed", whole))
+    # This part measures no time, so two loaders may run at once.
     with ThreadPoolExecutor(max_workers=2) as pool:
         list(pool.map(lambda name: follow(name, found[name], whole, small), found))
     for _ in range(rounds):
-        for name, each in found.items():
-            each.resumes.append(phase(name, "resume", whole))
+        for name, figures in found.items():
+            figures.resumes.append(phase(name, "resume", whole))
     return found
 
 
 def follow(name: str, found: Found, whole: Path, small: Path) -> None:
-    """What the loader hands out: over an epoch, on several ranks, and at the end of the data."""
+    """Record the loader's samples over an epoch, on several ranks, and at the end of the data."""
     read = phase(name, "seek", whole)
     found.begin, found.after = read["begin"], read["next"]
     found.ranks = {world: on_ranks(name, "ranks", whole, world) for world in WORLDS}
@@ -154,7 +138,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="corral-bench-") as folder:
         found = measure(Path(folder), names)
     show(found, Console(width=132))
-    print(f"{os.cpu_count()} cores; load average {before:.1f} before, {os.getloadavg()[0]:.1f} at the end")
+    print(f"{os.cpu_count()} cores; load average {before:.1f} at the start, {os.getloadavg()[0]:.1f} at the end")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""The loaders of ``data_engine``, each as its own documentation would set it up for speed; imported where they run.
+"""The loaders of ``data_engine``, set up for speed as their documentation says. They are imported where they run.
 
-A loader is made from the folder that its ``write`` filled and from a Job. Iterating gives the steps of one rank, each a
-list of rows as the loader itself makes them; ``samples`` reads (source, row, tokens) back out of such a row. ``state``
-is what it wants kept to go on after the last step.
+A loader is made from the folder that its ``write`` filled and from a Job. Iteration yields the steps of one rank; a
+step is a list of the loader's rows, and ``samples`` reads (source, sample number, tokens) from a row. ``state`` returns
+the state from which the loader can continue after the last step.
 
 corral        packed rows of 2,048 tokens with labels and positions; Arrow shards, their hashes checked at every start
 grain         MapDataset mixed, sharded, then packed first-fit into 64 bins; a memory map as source, no threads
-grain-elastic Grain's ElasticIterator, the part of it that promises the same batches for any ranks; does not pack
+grain-elastic Grain's ElasticIterator, which promises the same batches for any number of ranks; does not pack
 hf            datasets: Arrow files, interleaved iterables with their default buffer of 1,000 samples; does not pack
 mosaic        Mosaic Streaming: MDS with xxh64 hashes, no worker processes; does not pack
 
-Threads and workers are the best of 0, 1, 2 threads for Grain and of 0, 1 workers for Mosaic; of datasets' ways to read,
-batches of Arrow are the fastest of numpy, plain Python and Arrow.
+The settings are the fastest of 0, 1, 2 threads for Grain, of 0, 1 workers for Mosaic, and of reading numpy, plain
+Python or batches of Arrow (the fastest) for datasets.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from benchmarks.data_corpus import SEQ_LEN, SHAPES, VOCABULARY, read
 
 SEED = 17
 ROWS = 12
-"""Packed rows in a global batch; divides by 1, 2, 3 and 4 ranks."""
+"""Packed rows in a global batch; 1, 2, 3 and 4 ranks divide it."""
 SAMPLES = 96
-"""Samples in a global batch of the loaders that do not pack: about as many as those rows hold."""
+"""Samples in a global batch of loaders that do not pack: about as many as ROWS packed rows contain."""
 
 Samples = list[tuple[int, int, int]]
 WEIGHTS = [shape.weight for shape in SHAPES.values()]
@@ -42,15 +42,15 @@ WEIGHTS = [shape.weight for shape in SHAPES.values()]
 class Job:
     folder: Path
     order: Literal["mixture", "once"] = "mixture"
-    """By the weights of the sources, or every row of all exactly once."""
+    """mixture: by the weights of the sources; once: every sample of every source exactly once."""
     rank: int = 0
     world: int = 1
     state: Any = None
 
     @property
     def draws(self) -> int:
-        """Samples of an epoch."""
-        return int(json.loads((self.folder / "rows.json").read_text()))
+        """The number of samples of an epoch."""
+        return int(json.loads((self.folder / "rows.json").read_text(encoding="utf-8")))
 
 
 def one_sample(ids: Any) -> Samples:
@@ -58,13 +58,13 @@ def one_sample(ids: Any) -> Samples:
 
 
 class Corral:
-    modules = ("conf.schema", "data_prep.durable", "data_prep.interop", "data_prep.shard_writer")
+    modules = ("conf.schema", "conf.durable", "data_prep.interop", "data_prep.corpus.shard_writer")
 
     @staticmethod
     def write(raw: Path, folder: Path) -> None:
-        from data_prep.durable import commit
-        from data_prep.manifest import MANIFEST, VERSION
-        from data_prep.shard_writer import Sample, SplitWriter
+        from conf.durable import commit
+        from data_prep.corpus.manifest import MANIFEST, VERSION
+        from data_prep.corpus.shard_writer import Sample, SplitWriter
 
         sources = {}
         for name, source in read(raw).items():
@@ -76,16 +76,21 @@ class Corral:
             "version": VERSION,
             "tokenizer": {"fingerprint": "", "vocab_size": VOCABULARY},
             "min_vocab": VOCABULARY,
-            "files": {name: [] for name in sources},
+            "config": {},
+            "config_sha256": "",
+            "seq_len": SEQ_LEN,
+            "max_tokens": SEQ_LEN,
+            "template": {},
+            "files": {name: [{"path": "made"}] for name in sources},
             "sources": sources,
         }
         commit(folder / MANIFEST, json.dumps(manifest).encode())
 
     def __init__(self, job: Job) -> None:
         from conf.schema import DataConfig, SourceConfig, StopConfig
+        from data_prep.corpus.shards import open_corpus
         from data_prep.interop import RankSteps
-        from data_prep.shards import open_corpus
-        from data_prep.stream import Stream
+        from data_prep.stream.stream import Stream
 
         sources = {
             name: SourceConfig(format="alpaca", path="x", weight=shape.weight if job.order == "mixture" else None)
@@ -162,7 +167,7 @@ class GrainElastic(Grain):
         import numpy as np
 
         def boxed(sample: Any) -> Any:
-            """Batches are stacked, which samples of many lengths cannot be; an object can."""
+            """Grain stacks a batch. Samples of different lengths cannot be stacked, but objects can."""
             box = np.empty((), object)
             box[()] = sample
             return box
@@ -187,7 +192,7 @@ class GrainElastic(Grain):
 class HuggingFace:
     modules = ("datasets", "datasets.distributed", "pyarrow")
     shards = 12
-    """Of each source: ranks get whole shards as long as their number divides these."""
+    """Shards of each source: ranks get whole shards if the number of ranks divides this number."""
 
     @staticmethod
     def write(raw: Path, folder: Path) -> None:

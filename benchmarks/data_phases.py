@@ -1,14 +1,14 @@
-"""One phase of ``data_engine`` for one loader, in a process of its own, with the loader's own Python.
+"""Runs one phase of ``data_engine`` for one loader, in a separate process with the loader's Python.
 
-``python benchmarks/data_phases.py LOADER PHASE FOLDER``: FOLDER has the loader's data; what was measured is printed as
-one line of JSON. Imports come before the clock starts.
+``python benchmarks/data_phases.py LOADER PHASE FOLDER``: FOLDER contains the loader's data; the process prints its
+measurements as one line of JSON. Imports come before the clock starts.
 
-write   the raw corpus in FOLDER/../raw to the loader's own format
-speed   time to the first batch, tokens per second after it, memory
-seek    reads 90% of an epoch and keeps the state; what its first ten batches hold, and the ten after
-resume  goes on from that state: time to the first batch, and what ten batches hold
-ranks   what this rank ($RANK of $WORLD_SIZE) gets in its first ten steps
-once    the same for all steps of an epoch in which every row is wanted once
+write   writes the raw corpus in FOLDER/../raw in the loader's format
+speed   measures the time to the first batch, then tokens per second, and memory
+seek    reads 90% of an epoch and saves the state; prints the samples of its first ten batches and of the next ten
+resume  continues from that state: prints the time to the first batch, and the samples of ten batches
+ranks   prints the samples of this rank ($RANK of $WORLD_SIZE) in its first ten steps
+once    prints this rank's samples in all steps of an epoch with every sample once
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from benchmarks.data_peers import LOADERS, Job
 
 TOKENS = int(float(os.environ.get("BENCH_TOKENS", "10e6")))
 SECONDS = 0.5
-"""To be read per turn, at least, or all there is; the tokens alone take the fastest a fifth of a second."""
+"""Minimum to read per turn, or all there is; the fastest loader takes a fifth of a second for the tokens."""
 STEPS = 10
 PACKAGES = ("grain", "datasets", "mosaicml-streaming", "numpy", "pyarrow", "torch")
 
 
 def own_memory() -> float:
-    """MiB that this process and its children alone hold: anonymous, and their part of shared memory segments."""
+    """MiB of this process and its children: anonymous memory, and their part of shared memory segments."""
     total = 0
     for pid in (os.getpid(), *children(os.getpid())):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines():
             if line.startswith(("Anonymous:", "Pss_Shmem:")):
                 total += int(line.split()[1])
     return total / 1024
@@ -48,7 +48,7 @@ def own_memory() -> float:
 
 def children(pid: int) -> Iterator[int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
+        for child in (task / "children").read_text(encoding="utf-8").split():
             yield int(child)
             yield from children(int(child))
 
@@ -115,7 +115,7 @@ def write(name: str, folder: Path) -> dict[str, Any]:
     raw = folder.parent / "raw"
     LOADERS[name].write(raw, folder)
     rows = sum(len(source) for source in read(raw).values())
-    (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     found = {each.metadata["Name"]: each.version for each in metadata.distributions()}
     return {"rows": rows, "versions": {package: found[package] for package in PACKAGES if package in found}}
 

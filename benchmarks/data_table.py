@@ -1,40 +1,57 @@
-"""The table of ``data_engine``: what reading costs, and what was found in the samples that came out."""
+"""The table of ``data_engine``: the costs of reading, and the checks on the samples that the loaders returned."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.data_corpus import SEQ_LEN
 
-if TYPE_CHECKING:
-    from benchmarks.data_engine import Found
-
 Steps = Sequence[Any]
-"""Of each step, the (source, row) pairs."""
+"""The (source, sample number) pairs of every step."""
+
+
+@dataclass
+class Found:
+    """The measurements of one loader; a step is a list of (source, sample number) pairs."""
+
+    versions: dict[str, str]
+    rows: int
+    """Samples of the small corpus."""
+    speeds: list[dict[str, float]] = field(default_factory=list)
+    resumes: list[dict[str, Any]] = field(default_factory=list)
+    begin: list[Any] = field(default_factory=list)
+    """The first ten steps on one rank."""
+    after: list[Any] = field(default_factory=list)
+    """The ten steps after 90% of an epoch, from a loader that was not stopped."""
+    ranks: dict[int, list[list[Any]]] = field(default_factory=dict)
+    """Number of ranks -> the first ten steps of each rank."""
+    once: list[list[Any]] = field(default_factory=list)
+    """All steps of each of three ranks."""
 
 
 def show(found: Mapping[str, Found], console: Console) -> None:
-    """A column for each loader, and the versions."""
+    """Print a table with a column per loader, and the versions."""
     table = Table(title="Data engine: one rank, medians (range)", title_justify="left")
     table.add_column("")
     for name in found:
         table.add_column(name, justify="right")
-    cells = [costs(each) | checks(each) for each in found.values()]
-    for label in cells[0]:
-        table.add_row(label, *(each[label] for each in cells))
+    columns = [costs(figures) | checks(figures) for figures in found.values()]
+    for label in columns[0]:
+        table.add_row(label, *(column[label] for column in columns))
     console.print(table)
-    for name, each in found.items():
-        console.print(f"{name}: {', '.join(f'{package} {version}' for package, version in each.versions.items())}")
+    for name, figures in found.items():
+        console.print(f"{name}: {', '.join(f'{package} {version}' for package, version in figures.versions.items())}")
 
 
 def costs(found: Found) -> dict[str, str]:
-    """Rates count real tokens: what packers make into whole rows, and what the others hand out sample by sample."""
+    """Rates count real tokens, without padding, in the rows of packers and in the samples of other loaders."""
     per_row = found.speeds[0]["per_row"]
     return {
         "rows filled": f"{per_row / SEQ_LEN:.1%}" if per_row > SEQ_LEN / 2 else "not packed",
@@ -50,7 +67,7 @@ def middle(values: Sequence[float], digits: int) -> str:
 
 
 def checks(found: Found) -> dict[str, str]:
-    """Steps with the same samples as those of a run that was not stopped, or on one rank; and an epoch on 3 ranks."""
+    """Compare steps after a resume with a run that was not stopped, steps on ranks with one rank; check an epoch."""
     resumed = min((agreement(found.after, each["next"]) for each in found.resumes), key=lambda each: each[0])
     uses = Counter(tuple(pair) for rank in found.once for step in rank for pair in step)
     return {
@@ -67,7 +84,7 @@ def merged(ranks: Sequence[Steps]) -> list[list[Any]]:
 
 
 def agreement(wanted: Steps, got: Steps) -> tuple[int, str]:
-    """How many steps hold the very same samples, and in words; if not all do, what they have in common."""
+    """The number of steps with exactly the same samples, and a text; unless all agree, it adds the share in common."""
     same = sum(a == b for a, b in zip(wanted, got, strict=False))
     expected = {tuple(pair) for step in wanted for pair in step}
     common = len(expected & {tuple(pair) for step in got for pair in step}) / len(expected)

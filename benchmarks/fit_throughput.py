@@ -1,10 +1,10 @@
-"""Fit the constants of train/plan/speed.py to published throughput tables and print the error on rows held out.
+"""Fits the constants of train/plan/speed.py to published throughput tables; prints the error on held-out table rows.
 
-  python -m benchmarks.fit_throughput            prints
+  python -m benchmarks.fit_throughput            prints the errors
   python -m benchmarks.fit_throughput --write    also writes train/plan/speed.json
 
-Least squares on relative errors, without negative constants, one set per GPU; two rows of every
-five, by their place in the table, are held out. Rows of other systems are predicted too and never fitted.
+The fit minimises squared relative errors, without negative constants, for each GPU type. It holds out two rows of every
+five, by their index in the table. Rows of other systems are predicted too, but never fitted.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def fit(rows: list[dict[str, str]]) -> list[float]:
     published = np.array([float(row["tokens_per_second_per_gpu"]) for row in rows])
     matrix = np.array([parts(job(row)) for row in rows]) * published[:, None]
     kept = list(range(matrix.shape[1]))
-    while True:  # a part that would take time away is left out, the worst first
-        found, *_ = np.linalg.lstsq(matrix[:, kept], np.ones(len(rows)), rcond=None)
-        if found.min() >= 0.0:
+    while True:  # remove parts with a negative time, the most negative first
+        solution, *_ = np.linalg.lstsq(matrix[:, kept], np.ones(len(rows)), rcond=None)
+        if solution.min() >= 0.0:
             break
-        kept.pop(int(found.argmin()))
-    constants = dict(zip(kept, found.tolist(), strict=True))
+        kept.pop(int(solution.argmin()))
+    constants = dict(zip(kept, solution.tolist(), strict=True))
     return [float(f"{constants.get(place, 0.0):.5g}") for place in range(matrix.shape[1])]
 
 
@@ -93,7 +93,7 @@ def main() -> int:
             "constants": constants,
             "held_out": report(f"{gpu} held out", errors(held, constants)),
             "range": {
-                name: [min(getattr(each, name) for each in jobs), max(getattr(each, name) for each in jobs)]
+                name: [min(getattr(job, name) for job in jobs), max(getattr(job, name) for job in jobs)]
                 for name in ("parameters", "gpus", "micro_tokens")
             },
         }

@@ -1,4 +1,4 @@
-"""What the card does at best: matrix products, and attention over packed rows and over long documents."""
+"""The card's highest speeds: matrix products, and attention over packed rows and over long documents."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main(folder: Path, device: str) -> None:
 
 
 def packed_lengths(tokens: int) -> dict[str, list[int]]:
-    """Samples of Alpaca's lengths, about log-normal, and one document."""
+    """Lengths of samples as in Alpaca, about log-normal, and of one document."""
     drawn = np.random.default_rng(0).lognormal(np.log(95.0), 0.55, tokens).astype(int).clip(16, tokens)
     inside = drawn[np.cumsum(drawn) <= tokens].tolist()
     return {"samples of about 100 tokens": inside, f"one document of {tokens} tokens": [tokens]}
@@ -45,9 +45,9 @@ def product(rows: int, inner: int, columns: int, dtype: torch.dtype, device: str
 
 
 def attention(lengths: list[int], dtype: torch.dtype, device: str) -> float:
-    """Through the function that training calls; FLOPs of visible pairs alone, forward 4 and backward 10 per pair."""
+    """FLOP/s of the attention function that training calls; counts visible pairs: 4 forward, 10 backward per pair."""
     from train.attention.packed import packed_attention, require
-    from train.models import family
+    from train.families import family
 
     heads, key_heads, width = (LLAMA_1B[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     require(family("llama"), pack="exact", dtype=dtype, device=torch.device(device))
@@ -76,7 +76,7 @@ def attention(lengths: list[int], dtype: torch.dtype, device: str) -> float:
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    """Median of some calls after three that warm up."""
+    """Median seconds of several calls, after three calls to warm up."""
     times = []
     for turn in range(3 + REPEATS):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A peer on the samples of Corral's updates: ``python -m benchmarks.gpu_speed_peer JOB FOLDER DEVICE``."""
+"""Runs a peer on the samples of Corral's updates: ``python -m benchmarks.gpu_speed_peer JOB FOLDER DEVICE``."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from benchmarks.train_speed import write_updates
 
 def main(name: str, folder: Path, device: str) -> None:
     from conf.compose import compose
-    from data_prep.prepared import open_prepared
-    from data_prep.stream import Stream
+    from data_prep.corpus.prepared import open_prepared
+    from data_prep.stream.stream import Stream
 
     job, tiny = JOBS[name], device == "cpu"
     start = random_start(job.model, folder, device)
@@ -32,7 +32,7 @@ def main(name: str, folder: Path, device: str) -> None:
         write_updates(cfg, scratch, updates=UPDATES, padded=4 if tiny else PADDED, packed_tokens=PACKED_TOKENS)
         script = Path(__file__).with_name("peers.py")
         subprocess.run([sys.executable, str(script), peer, str(scratch)], check=True)
-        turn = json.loads((scratch / f"{peer}.json").read_text())
+        turn = json.loads((scratch / f"{peer}.json").read_text(encoding="utf-8"))
     splits = open_prepared(cfg).split("train")
     plans = list(Stream(splits, cfg.data, seed=cfg.seed, global_size=cfg.batch.global_size, max_steps=UPDATES))
     updates = [

@@ -1,8 +1,8 @@
 """One process of ``make bench-gpu``: ``python -m benchmarks.gpu_worker JOB FOLDER DEVICE``.
 
-The parts of a run are built once, as ``python -m train`` builds them; the variants take turns of a few updates each, A
-B C A B C, over the same plan. FOLDER/results/JOB.json gets, for every timed update, its seconds, its loss and what it
-computed, FOLDER/profiles/JOB.txt the kernels of one more. The device is waited for at the end of each update.
+It builds the parts of a run once, as ``python -m train`` does. The variants take turns of a few updates, A B C A B C,
+over the same steps. FOLDER/results/JOB.json gets the seconds, the loss and the computed work of every timed update;
+FOLDER/profiles/JOB.txt gets the kernels of one more update. The process waits for the device after every update.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu_jobs import JOBS, LLAMA_1B, LLAMA_8B, TINY, Job
+from benchmarks.gpu_jobs import JOBS, LLAMA_1B, LLAMA_3B, LLAMA_8B, TINY, Job
 
 WARM_UP, ROUNDS, TURN = (2, 3, 2) if torch.cuda.is_available() else (1, 1, 1)
-"""Updates of each variant that are not timed; turns; updates of a turn."""
-SEQ_LEN = {"alpaca": 2048, "documents": 8192}
+"""Updates of each variant without timing; turns; updates per turn."""
+SEQ_LEN = {"alpaca": 2048, "flan": 2048, "documents": 8192, "long-documents": 32768}
+METRICS = ("perf/compiled_calls", "memory/reserved_gib", "memory/alloc_retries")
+"""Of the run's own metrics, the last ones are kept beside what is measured here."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class Update:
     loss: float
     samples: int
     tokens: int
-    """Of the samples, whole: padding and sharing change nothing here."""
+    """Tokens of the samples with their prefixes; padding and sharing do not change this number."""
     targets: int
     flops: float
-    """Executed matrix FLOPs, recomputation not counted."""
+    """Executed matrix FLOPs without recomputation."""
 
 
 def main(name: str, folder: Path, device: str) -> None:
@@ -56,12 +57,13 @@ def main(name: str, folder: Path, device: str) -> None:
             reset_peak(device)
             found[variant] += [next(turn) for _ in range(TURN)]
             peaks[variant] = peak_gib(device)
-    if "corral" in turns:
-        profile(turns["corral"], folder, name, device)
+    if production_loop := turns.get("corral") or turns.get("evaluated"):
+        profile(production_loop, folder, name, device)
     result = {
         "versions": versions(device),
         "first_step_s": first,
         "planned_gib": planned_gib(run),
+        "metrics": last_metrics(run),
         "variants": {
             variant: {"updates": [asdict(each) for each in of_one], "peak_gib": peaks[variant]}
             for variant, of_one in found.items()
@@ -74,7 +76,7 @@ def main(name: str, folder: Path, device: str) -> None:
 def write(folder: Path, name: str, result: dict[str, Any]) -> None:
     results = folder / "results"
     results.mkdir(exist_ok=True)
-    (results / f".{name}").write_text(json.dumps(result))
+    (results / f".{name}").write_text(json.dumps(result), encoding="utf-8")
     (results / f".{name}").rename(results / f"{name}.json")
 
 
@@ -86,13 +88,13 @@ def versions(device: str) -> dict[str, str]:
 
 
 def random_start(model: str, folder: Path, device: str) -> Path:
-    """Weights of the model's shape, drawn on the device: drawing 8 billion on a CPU takes minutes."""
+    """Random weights of the model's shape, drawn on the device, because 8 billion on a CPU take minutes."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     target = folder / f"init-{model}"
     if (target / "config.json").is_file():
         return target
-    values = dict(TINY if device == "cpu" else {"1b": LLAMA_1B, "8b": LLAMA_8B}[model])
+    values = dict(TINY if device == "cpu" else {"1b": LLAMA_1B, "3b": LLAMA_3B, "8b": LLAMA_8B}[model])
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     torch.manual_seed(0)
     with torch.device(device):
@@ -108,20 +110,20 @@ def settings(job: Job, folder: Path, start: Path, tiny: bool) -> list[str]:
     corpus = folder / job.corpus
     chosen = [
         "name=bench",
-        "data=alpaca",
+        *(["data=flan_mini", "data.stop.first_exhausted=null"] if job.corpus == "flan" else ["data=alpaca"]),
         f"data.prepared={corpus}",
         f"data.seq_len={SEQ_LEN[job.corpus]}",
         "data.stop.epochs=1000",
         f"model.tokenizer={corpus / 'tokenizer'}",
         f"model.path={start}",
-        "zero=0" if tiny else "zero=1",
+        *([] if any(each.startswith("zero=") for each in job.overrides) else ["zero=0" if tiny else "zero=1"]),
         f"batch.global_size={2 if tiny else job.rows}",
         f"batch.micro_size={1 if tiny else job.micro}",
         "schedule=constant",
         "schedule.warmup_fraction=null",
         "optim.lr=1e-4",
         "tracker.wandb=disabled",
-        "attention=packed",
+        *([] if any(each.startswith("attention=") for each in job.overrides) else ["attention=packed"]),
         *job.overrides,
     ]
     return [*chosen, "model.dtype=fp32", "compute.kernels=none"] if tiny else chosen
@@ -129,27 +131,28 @@ def settings(job: Job, folder: Path, start: Path, tiny: bool) -> list[str]:
 
 def assembled(job: Job, folder: Path, start: Path, tiny: bool) -> Any:
     from conf.compose import compose
-    from data_prep.prepared import open_prepared
+    from data_prep.corpus.prepared import open_prepared
     from train.assembly import assemble
-    from train.distributed import ranks_from_environment
     from train.engine import init_distributed
-    from train.run_dir import claim
+    from train.process.run_dir import claim
+    from train.ranks.group import on_device, ranks_from_environment
     from train.state import TrainState
 
     run_dir = folder / "runs" / f"{time.time_ns()}"
     cfg = compose([*settings(job, folder, start, tiny), f"run_dir={run_dir}"])
-    ranks = ranks_from_environment()
-    claim(run_dir)
-    init_distributed(ranks)
+    ranks = on_device(ranks_from_environment())
+    claim(run_dir, 0)
+    ranks = init_distributed(ranks)
     return assemble(cfg, run_dir, ranks, 0, open_prepared(cfg), TrainState())
 
 
 def updates(run: Any, variant: str, most: int) -> Iterator[Update]:
-    """Updates of one variant over the run's own plan, from its beginning: ``most`` or more."""
-    from data_prep.stream import Stream
-    from train.flops import step_flops
-    from train.models import family
-    from train.recompute import set_recompute
+    """Updates of one variant over the run's steps, from the first step: ``most`` or more."""
+    from data_prep.stream.stream import Stream
+    from train.families import family
+    from train.model.recompute import set_recompute
+    from train.objectives import objective_of
+    from train.tracking.flops import step_flops
 
     cfg = run.cfg
     if variant == "no-sharing":
@@ -159,7 +162,10 @@ def updates(run: Any, variant: str, most: int) -> Iterator[Update]:
     splits = run.corpus.split("train")
     stream = Stream(splits, cfg.data, seed=cfg.seed, global_size=cfg.batch.global_size, max_steps=0)
     block = family(run.model_config["model_type"]).block_class
-    own = replace(run, cfg=cfg, stream=stream, splits=[splits[name] for name in stream.names])
+    feed = replace(run.feed, splits=[splits[name] for name in stream.names])
+    own = replace(run, cfg=cfg, stream=stream, feed=feed, objective=objective_of(cfg, None))
+    if variant == "evaluated":
+        evaluate(own)
     reports = bare(own, most) if variant == "bare" else production(own)
     while True:
         if variant == "recompute":
@@ -175,45 +181,46 @@ def updates(run: Any, variant: str, most: int) -> Iterator[Update]:
         yield Update(seconds, loss, plan.samples, plan.tokens, plan.targets, flops)
 
 
+def evaluate(run: Any) -> None:
+    """Loss and answers of held-out samples, as ``evaluation.at_start`` has them before the first step."""
+    from train.evaluate.evaluation import evaluate_all
+
+    evaluate_all(
+        run.engine.module, run.corpus, run.cfg, tokenizer=run.tokenizer, attention=run.attention, ranks=run.ranks
+    )
+
+
 def production(run: Any) -> Iterator[tuple[Any, float]]:
     """The loop of ``python -m train``: plan, collate, step, ledger, metrics."""
+    from train.guard.guard import Guard
     from train.main import record, steps
-    from train.metrics import count
-    from train.preempt import StopRequest
+    from train.process.preempt import StopRequest
+    from train.recording import Saving
+    from train.tracking.metrics import count
 
-    for report in steps(run, StopRequest()):
+    saving = Saving(run)
+    for report in steps(run, saving, StopRequest(), Guard(run, saving)):
         count(run.state, report, run.stream.names)
         record(run, report)
         yield report.plan, report.loss
 
 
 def bare(run: Any, updates: int) -> Iterator[tuple[Any, float]]:
-    """The same engine over the tensors of so many updates, which are there already, and nothing else."""
-    from data_prep.stream import rank_rows
-    from train.batch import collate
-    from train.loop import micro_batches
-    from train.loss import loss_sums
-    from train.plan import accumulation_steps, number
-
-    make = partial(collate, layout="flat", pad_id=run.tokenizer.pad_id, device=run.ranks.device)
-    micro, count = number(run.cfg.batch.micro_size), accumulation_steps(run.cfg.batch, run.ranks.world)
-    ready = [
-        (plan, [make(rows, run.splits) for rows in micro_batches(rank_rows(plan, 0, 1), micro, count)])
-        for plan, _ in zip(run.stream, range(updates), strict=False)
-    ]
+    """Only the same engine on the ready tensors of ``updates`` updates."""
+    ready = [(plan, list(run.feed.batches(plan))) for plan, _ in zip(run.stream, range(updates), strict=False)]
     run.engine.module.train()
     for plan, batches in ready:
         total = torch.zeros((), device=run.ranks.device)
-        for number_, batch in enumerate(batches):
-            sums = loss_sums(run.engine.module, batch, targets_only=True, loss=run.cfg.loss)
-            run.engine.accumulate(sums.objective / plan.targets, last=number_ == len(batches) - 1)
-            total += sums.nll
+        for number, batch in enumerate(batches):
+            sums = run.objective.sums(run.engine.module, batch)
+            run.engine.accumulate(sums.objective / plan.targets, last=number == len(batches) - 1)
+            total += sums.reported["loss"]
         run.engine.step(run.cfg.optim.lr)
         yield plan, float(total) / plan.targets
 
 
 def profile(turn: Iterator[Update], folder: Path, name: str, device: str) -> None:
-    """Where the time of one update goes, kernel by kernel: FOLDER/profiles/NAME.txt."""
+    """Write the time of one update by kernel to FOLDER/profiles/NAME.txt."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as watch
 
@@ -223,11 +230,19 @@ def profile(turn: Iterator[Update], folder: Path, name: str, device: str) -> Non
     order = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     (folder / "profiles").mkdir(exist_ok=True)
     table = watched.key_averages().table(sort_by=order, row_limit=60, max_name_column_width=90)
-    (folder / "profiles" / f"{name}.txt").write_text(table)
+    (folder / "profiles" / f"{name}.txt").write_text(table, encoding="utf-8")
+
+
+def last_metrics(run: Any) -> dict[str, float]:
+    """The last value of each of METRICS that the run has logged."""
+    run.tracker.sync()
+    lines = (run.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [json.loads(line) for line in lines]
+    return {key: each[key] for each in logged for key in METRICS if each.get(key) is not None}
 
 
 def planned_gib(run: Any) -> float:
-    """What ``plan`` says of the allocated memory at its peak."""
+    """The peak of allocated memory that ``plan`` predicts, GiB."""
     from train.plan import corpus_of, plan
 
     found = plan(run.cfg, run.model_config, corpus_of(run.cfg)).chosen

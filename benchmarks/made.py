@@ -1,4 +1,4 @@
-"""The made-up corpora of the benchmarks: lengths only, from a fixed seed."""
+"""Random corpora for benchmarks: lengths only, from a fixed seed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Shapes = dict[str, tuple[float, float, float]]
 
 MIXED: Shapes = {"alpaca": (0.25, 105.0, 0.6), "zero_shot": (0.40, 130.0, 0.8), "few_shot": (0.35, 420.0, 0.8)}
 ALPACA: Shapes = {"alpaca": (1.0, 95.0, 0.55)}
-"""Share of the rows; median and sigma of lognormal lengths in tokens (the sets of the packing table in docs)."""
+"""Share of the samples; median and sigma of lognormal lengths in tokens (the sets of the packing table in docs)."""
 
 
 @dataclass(frozen=True)
 class MadeSplit:
-    """Lengths and targets without tokens."""
+    """The lengths and targets of samples without tokens."""
 
     lengths: NDArray[np.uint16]
     targets: NDArray[np.uint16]
@@ -29,7 +29,7 @@ class MadeSplit:
 
 
 def mixture(shapes: Shapes, *, rows: int, seq_len: int) -> tuple[dict[str, MadeSplit], DataConfig]:
-    """``rows`` rows in these sources, drawn in proportion to their rows, for one epoch."""
+    """``rows`` samples in these sources for one epoch, drawn in proportion to the sources' sizes."""
     draw = np.random.default_rng(0)
     splits = {}
     for name, (share, median, sigma) in shapes.items():

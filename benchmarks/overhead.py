@@ -1,10 +1,10 @@
-"""What a run costs beyond its engine, on a CPU: ``python benchmarks/overhead.py FOLDER``, as make bench-train calls it.
+"""Measures a run's cost beyond its engine, on a CPU: ``python benchmarks/overhead.py FOLDER``; part of bench-train.
 
-Corral's loop (plan, collate, step, ledger, metrics) and the same engine over tensors that are there already take turns
-in one process, one update of one row each, and which is first alternates. Pairs of updates differ by more than what is
-looked for, so the loop is also watched from inside: what it does while neither model nor engine works.
-One more update is profiled: what the operators take, and how near the matrix products are to the largest that this
-machine does. FOLDER/overhead.json gets all of it.
+Corral's loop (stream, collate, step, ledger, metrics) and the same engine on ready tensors take turns in one process,
+with one update of one row per turn; the first of a pair alternates. Pairs of updates vary by more than the overhead, so
+the benchmark also measures inside the loop the time in which neither model nor engine works. It profiles one more
+update: the time of the operators, and the speed of its matrix products compared with this machine's fastest product.
+FOLDER/overhead.json gets all figures.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ PAIRS, WARM_UP = int(os.environ.get("BENCH_PAIRS", "60")), 3
 def main(folder: Path) -> None:
     from benchmarks.gpu_worker import updates
     from benchmarks.peers import assembled
-    from train import loop
 
     count = WARM_UP + PAIRS
     run = assembled(folder, "overhead", "batch.global_size=1", f"schedule.max_steps={count}")
     inside = [0.0]
-    loop.loss_sums = watched(loop.loss_sums, inside)
+    run.objective = Watched(run.objective, inside)
     run.engine.accumulate, run.engine.step = (watched(f, inside) for f in (run.engine.accumulate, run.engine.step))
     loops = {variant: updates(run, variant, count) for variant in ("corral", "bare")}
     found = []
@@ -44,12 +43,20 @@ def main(folder: Path) -> None:
             work = inside[0] if variant == "corral" else work
         found.append([seconds["corral"], seconds["bare"], 1 - work / seconds["corral"]])
     result = {"updates": found[WARM_UP:], "profile": profiled(loops["corral"])}
-    (folder / "overhead.json").write_text(json.dumps(result))
-    os._exit(0)  # gloo's threads may abort the interpreter's teardown
+    (folder / "overhead.json").write_text(json.dumps(result), encoding="utf-8")
+    os._exit(0)  # gloo's threads may abort the interpreter's exit
+
+
+class Watched:
+    """An objective that adds the seconds of its calls to ``inside``."""
+
+    def __init__(self, objective: Any, inside: list[float]) -> None:
+        self.denominator = objective.denominator
+        self.sums = watched(objective.sums, inside)
 
 
 def watched(call: Callable[..., Any], inside: list[float]) -> Callable[..., Any]:
-    """``call``, its seconds added to ``inside``; on a CPU all its work is done when it returns."""
+    """``call``, which also adds its seconds to ``inside``; on a CPU its work is complete when it returns."""
 
     def timed(*arguments: Any, **named: Any) -> Any:
         began = time.perf_counter()
@@ -72,7 +79,7 @@ KINDS = {
 
 
 def profiled(loop: Iterator[Any]) -> dict[str, float]:
-    """Seconds of one update by kind of operator, its FLOPs, and the FLOP/s of the best of twenty large products."""
+    """The seconds of one update by kind of operator, its FLOPs, and the FLOP/s of the fastest of twenty products."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -90,26 +97,26 @@ def profiled(loop: Iterator[Any]) -> dict[str, float]:
 
 
 def where(profile: dict[str, float]) -> str:
-    """One update's time, and what there would be to gain."""
+    """A sentence with the time of one update and the possible gain."""
     whole, products = profile["whole"], profile["matrix products"]
     shares = ", ".join(f"{kind} {profile[kind] / whole:.0%}" for kind in KINDS)
     return (
-        f"one update of one row, {whole:.2f} s under the profiler: {shares}; the products at "
-        f"{profile['flops'] / products / 1e9:.0f} of the {profile['peak'] / 1e9:.0f} GFLOP/s that a product of 2048 x "
-        f"2048 x 2048 reaches here: with nothing else in it an update takes {profile['flops'] / profile['peak']:.2f} s"
+        f"one update of one row takes {whole:.2f} s under the profiler: {shares}; its matrix products reach "
+        f"{profile['flops'] / products / 1e9:.0f} of the {profile['peak'] / 1e9:.0f} GFLOP/s of a product of 2048 x "
+        f"2048 x 2048 here; its products alone at that speed would take {profile['flops'] / profile['peak']:.2f} s"
     )
 
 
 def told(found: list[list[float]]) -> str:
-    """The overhead, and how well it is known."""
+    """A sentence with the overhead and its confidence interval."""
     over = sorted(corral / bare - 1 for corral, bare, _ in found)
     half = 0.98 * len(over) ** 0.5  # ranks of the median's 95% interval: n / 2 -+ 1.96 sqrt(n) / 2
     low, high = over[max(0, round(len(over) / 2 - half))], over[min(len(over) - 1, round(len(over) / 2 + half))]
     outside = statistics.median(share for *_, share in found)
     return (
         f"overhead of corral over the bare loop, {len(over)} pairs of updates of one row in one process: median "
-        f"{statistics.median(over):+.2%} (95% interval of the median {low:+.2%} to {high:+.2%}); outside of model and "
-        f"engine the loop spends {outside:.2%} of an update of one row"
+        f"{statistics.median(over):+.2%} (95% interval of the median {low:+.2%} to {high:+.2%}); the loop spends "
+        f"{outside:.2%} of an update of one row outside model and engine"
     )
 
 

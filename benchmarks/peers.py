@@ -1,14 +1,14 @@
-"""One competitor of the training benchmark, in a process of its own: ``python benchmarks/peers.py NAME FOLDER``.
+"""Runs one competitor of the training benchmark in a separate process: ``python benchmarks/peers.py NAME FOLDER``.
 
-Every competitor trains the model in FOLDER/init on the samples of FOLDER/corpus, the same for every update, in one
-process with the same AdamW and clipping: on a CPU with all cores in fp32, on a GPU (CORRAL_BENCH_DEVICE=cuda) in
-bf16 over fp32 weights. FOLDER/NAME.json gets, for each update, the time at its end and its loss.
+Every competitor trains the model in FOLDER/init in one process, with the same samples of FOLDER/corpus in every update
+and the same AdamW and clipping: on a CPU with all cores in fp32, on a GPU (CORRAL_BENCH_DEVICE=cuda) in bf16 with fp32
+weights. FOLDER/NAME.json gets the end time and the loss of every update.
 
-corral      the loop of a run as users start it: packed, targets-only head, shared prefixes, ledger and metrics written
-bare        corral's model, engine and ready-made tensors, and nothing else
-hf          transformers.Trainer, rows of 8 samples padded to the longest
-trl         trl.SFTTrainer with its defaults (padded, recomputation), rows of 8
-trl-packed  trl.SFTTrainer, padding-free over our packed rows, without recomputation: its best that leaks nothing here
+corral      the loop of a normal run: packed, targets-only head, shared prefixes, ledger and metrics written
+bare        only corral's model and engine on ready tensors
+hf          transformers.Trainer, micro-batches of 8 samples padded to the longest
+trl         trl.SFTTrainer with its defaults (padded, recomputation), micro-batches of 8
+trl-packed  trl.SFTTrainer, padding-free on corral's packed rows, without recomputation: its best way without leaks
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Update = list[list[list[int]]]
 
 
 Step = tuple[float, float]
-"""When an update was done (``time.perf_counter``), and its loss."""
+"""The end time of an update (``time.perf_counter``) and its loss."""
 
 
 def main(name: str, folder: Path) -> None:
@@ -46,12 +46,12 @@ def main(name: str, folder: Path) -> None:
     steps = [(at - began, loss) for at, loss in work.get(name, partial(trainer, name))(folder)]
     peak = peak_gib()
     found = {"ends": [at for at, _ in steps], "losses": [loss for _, loss in steps], "peak_gib": peak}
-    (folder / f"{name}.json").write_text(json.dumps(found))
-    os._exit(0)  # gloo's threads may abort the interpreter's teardown
+    (folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
+    os._exit(0)  # gloo's threads may abort the interpreter's exit
 
 
 def peak_gib() -> float:
-    """Most memory so far: allocated on the GPU, resident on the host without one."""
+    """Peak memory so far, GiB: allocated on the GPU; without a GPU, resident on the host."""
     if ON_GPU:
         import torch
 
@@ -62,43 +62,43 @@ def peak_gib() -> float:
 def assembled(folder: Path, name: str, *more: str) -> Any:
     """The parts of a run with the settings in FOLDER/arguments.json and ``more``."""
     from conf.compose import compose
-    from data_prep.prepared import open_prepared
+    from data_prep.corpus.prepared import open_prepared
     from train.assembly import assemble
-    from train.distributed import ranks_from_environment
     from train.engine import init_distributed
-    from train.run_dir import claim
+    from train.process.run_dir import claim
+    from train.ranks.group import on_device, ranks_from_environment
     from train.state import TrainState
 
-    arguments = json.loads((folder / "arguments.json").read_text())
+    arguments = json.loads((folder / "arguments.json").read_text(encoding="utf-8"))
     cfg = compose([*arguments, *more, f"run_dir={folder / f'run-{name}-{time.time_ns()}'}"])
-    ranks = ranks_from_environment()
-    claim(Path(cfg.run_dir))
-    init_distributed(ranks)
+    ranks = on_device(ranks_from_environment())
+    claim(Path(cfg.run_dir), 0)
+    ranks = init_distributed(ranks)
     return assemble(cfg, Path(cfg.run_dir), ranks, 0, open_prepared(cfg), TrainState())
 
 
 def corral(folder: Path) -> Iterator[Step]:
     """The production loop: plan, collate, step, ledger, metrics."""
+    from train.guard.guard import Guard
     from train.main import record, steps
-    from train.metrics import count as add_up
-    from train.preempt import StopRequest
+    from train.process.preempt import StopRequest
+    from train.recording import Saving
+    from train.tracking.metrics import count as add_up
 
     run = assembled(folder, "corral")
-    for report in steps(run, StopRequest()):
+    saving = Saving(run)
+    for report in steps(run, saving, StopRequest(), Guard(run, saving)):
         add_up(run.state, report, run.stream.names)
         record(run, report)
         yield time.perf_counter(), report.loss
 
 
 def bare(folder: Path) -> Iterator[Step]:
-    """The same engine over tensors that are there already."""
-    from data_prep.stream import rank_rows
-    from train.batch import collate
-    from train.loss import token_nll_sum
+    """The same engine on ready tensors."""
+    from train.objectives.sft import token_nll_sum
 
     run = assembled(folder, "bare")
-    make = partial(collate, layout="flat", pad_id=run.tokenizer.pad_id, device=run.ranks.device)
-    ready = [(plan.targets, [make([row], run.splits) for row in rank_rows(plan, 0, 1)]) for plan in run.stream]
+    ready = [(plan.targets, list(run.feed.batches(plan))) for plan in run.stream]
     run.engine.module.train()
     for targets, batches in ready:
         total = 0.0
@@ -117,9 +117,9 @@ def micro_batches(updates: list[Update]) -> list[list[list[int]]]:
 
 
 def examples(folder: Path, updates: list[Update]) -> list[dict[str, list[int]]]:
-    """All samples in order, as transformers wants them."""
-    from data_prep.shards import open_corpus
-    from train.batch import IGNORE
+    """All samples in order, in the form that transformers takes."""
+    from data_prep.corpus.shards import open_corpus
+    from train.batches.batch import IGNORE
 
     (split,) = open_corpus(folder / "corpus", verify="sizes").split("train").values()
     found = []
@@ -131,13 +131,15 @@ def examples(folder: Path, updates: list[Update]) -> list[dict[str, list[int]]]:
 
 
 def trainer(name: str, folder: Path) -> list[Step]:
-    """transformers' or TRL's trainer, given our list of samples for every update."""
+    """The trainer of transformers or TRL, with corral's samples in every update."""
     import torch
     from torch.utils.data import DataLoader
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
     torch.set_num_threads(os.cpu_count() or 1)
-    updates = json.loads((folder / ("packed.json" if name == "trl-packed" else "padded.json")).read_text())
+    updates = json.loads(
+        (folder / ("packed.json" if name == "trl-packed" else "padded.json")).read_text(encoding="utf-8")
+    )
     model = AutoModelForCausalLM.from_pretrained(folder / "init", dtype=torch.float32, attn_implementation="sdpa")
     tokenizer = AutoTokenizer.from_pretrained(folder / "corpus" / "tokenizer")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -160,7 +162,7 @@ def trainer(name: str, folder: Path) -> list[Step]:
 def made_trainer(
     name: str, model: Any, tokenizer: Any, rows: list[dict[str, list[int]]], updates: list[Update], folder: Path
 ) -> Any:
-    """The peer with its own defaults, but for what has to be the same for all."""
+    """The peer with its defaults, except for the settings that all competitors share."""
     from datasets import Dataset
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 

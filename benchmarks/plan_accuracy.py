@@ -1,15 +1,14 @@
-"""The plan's closed form of activation memory against the model's own code, case by case.
+"""Compares the plan's formulas for activation memory with the model's code, case by case.
 
-  python -m benchmarks.plan_accuracy             against train/trace.py, fake tensors of the whole step
-  python -m benchmarks.plan_accuracy --torch     also against torch's MemTracker
+  python -m benchmarks.plan_accuracy             compares with train/trace.py, fake tensors of the whole step
+  python -m benchmarks.plan_accuracy --torch     also compares with torch's MemTracker
 
-All models of conf/model/, in their own widths; the trace extrapolates to their number of layers. About a minute, and
-two more for MemTracker, which follows two blocks.
+It compares all models of conf/model/ at their full widths; the trace extrapolates to their number of layers. It takes
+about a minute, and two more for MemTracker, which traces two blocks.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections import OrderedDict
@@ -26,18 +25,15 @@ from torch.utils.hooks import RemovableHandle
 
 from conf.compose import compose
 from conf.schema import FullTuning, LoraTuning, RunConfig
-from train.parameters import shape_of
+from train.families import known_models, shape_of
 from train.plan.activations import step_peaks as moments_of
 from train.plan.answer import policy
 from train.plan.memory import work_of
-from train.plan.model_config import KNOWN
 from train.trace import FEW, materialise, meta_model, one_micro_batch, targets, trace
 
 LAYERS = {"gpt2": "n_layer", "bloom": "n_layer"}
 """What a config calls its blocks, where it is not ``num_hidden_layers``."""
-MODELS: dict[str, dict[str, Any]] = {
-    path.rsplit("/", 1)[-1].lower(): model for path, model in json.loads(KNOWN.read_text(encoding="utf-8")).items()
-}
+MODELS: dict[str, dict[str, Any]] = {path.rsplit("/", 1)[-1].lower(): model for path, model in known_models().items()}
 MODELS["gpt2"] |= {"n_positions": 8192}
 MODELS["pythia-160m"] |= {"max_position_embeddings": 8192}
 
@@ -55,7 +51,7 @@ class Case:
     dtype: Literal["bf16", "fp32"] = "bf16"
     dropout: float = 0.0
     layers: int | None = None
-    """None: the model's own number."""
+    """Number of blocks; None: the model's number."""
 
     @property
     def model(self) -> dict[str, Any]:
@@ -116,9 +112,10 @@ CASES = (
 
 
 def config(case: Case) -> RunConfig:
-    """The run of ``case``; its model is given to the formulas as a mapping."""
+    """The run of ``case``; the formulas get its model separately, as a mapping."""
     packed = case.model["model_type"] != "bloom"
-    cfg = compose(["model=llama32_1b", f"data.pack={'exact' if packed else 'none'}", f"data.seq_len={case.seq_len}"])
+    data = [f"data.pack={'exact' if packed else 'none'}", f"data.seq_len={case.seq_len}"]
+    cfg = compose(["model=llama32_1b", "batch.global_size=128", *data])
     tuning = LoraTuning(method="lora", dropout=case.dropout) if case.method == "lora" else FullTuning(method="full")
     return replace(
         cfg,
@@ -129,7 +126,7 @@ def config(case: Case) -> RunConfig:
 
 
 def closed(case: Case) -> float:
-    """Peak bytes of a micro-batch by the formulas."""
+    """Peak bytes of a micro-batch from the formulas."""
     cfg, model, shape = config(case), case.model, shape_of(case.model)
     work = work_of(cfg, shape, case.supervised)
     moments = moments_of(model, shape, work, policy(cfg.model.recompute))
@@ -137,7 +134,7 @@ def closed(case: Case) -> float:
 
 
 def traced(case: Case) -> float:
-    """Peak bytes by the trace of 2 and 4 blocks."""
+    """Peak bytes from the trace of 2 and 4 blocks."""
     return trace(config(case), case.model, case.supervised).peak
 
 
@@ -146,9 +143,9 @@ def targets_of(case: Case) -> int:
 
 
 def mem_tracker(case: Case) -> float:
-    """Peak bytes of a micro-batch by torch's own tracker, weights not counted; about two seconds per block.
+    """Peak bytes of a micro-batch without weights, from torch's MemTracker; about two seconds per block.
 
-    It hooks the gradients of all parameters, which frozen ones have not.
+    MemTracker sets hooks on the gradients of all parameters, but frozen parameters have none.
     """
     network = meta_model(config(case), case.model, shape_of(case.model).layers)
     with FakeTensorMode():
@@ -164,7 +161,7 @@ def mem_tracker(case: Case) -> float:
 
 @contextmanager
 def _hooks_where_gradients_are() -> Iterator[None]:
-    """Hooks on the gradient of a frozen tensor are left out instead of refused."""
+    """Inside the context, torch ignores a hook on the gradient of a frozen tensor instead of refusing it."""
     with ExitStack() as stack:
         for name in ("register_hook", "register_post_accumulate_grad_hook"):
             hook = getattr(torch.Tensor, name)
@@ -186,7 +183,7 @@ def line(case: Case, predicted: float, measured: float) -> str:
 
 
 def compared(measure: Callable[[Case], float], cases: Iterable[Case]) -> list[float]:
-    """Prints the formulas beside ``measure`` for every case, and the errors' summary; returns the errors."""
+    """Print the formulas and ``measure`` for every case, and a summary of the errors; return the errors."""
     errors = []
     for case in cases:
         predicted, measured = closed(case), measure(case)
@@ -198,10 +195,10 @@ def compared(measure: Callable[[Case], float], cases: Iterable[Case]) -> list[fl
 
 
 def main() -> int:
-    print("The formulas beside the trace:")
+    print("The formulas compared with the trace:")
     compared(traced, CASES)
     if "--torch" in sys.argv:
-        print(f"The formulas beside torch's MemTracker, {FEW} blocks:")
+        print(f"The formulas compared with torch's MemTracker, {FEW} blocks:")
         compared(mem_tracker, (replace(case, layers=FEW) for case in CASES))
     return 0
 

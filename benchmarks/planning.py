@@ -1,10 +1,10 @@
-"""What the plan of the global batch costs every rank: ``python benchmarks/planning.py``; under a minute, no GPU.
+"""Measures what a global step costs every rank to compute: ``python benchmarks/planning.py``; under a minute, no GPU.
 
-Every rank plans all rows, so that it needs no message from another, and makes only its own rows into tensors. The
-global batch grows with the ranks (8 rows of 2,048 tokens each), so a rank's share of a core grows with them too.
-Measured: CPU time of this process per step; lengths only, no tokens are read. The cost is per sample: Alpaca's short
-ones are the worst case, a mixture with few-shot prompts is the better one. The share of a core is for ranks that each
-train 10,000 tokens/s, as a 7B model does on one GPU.
+Every rank computes all rows of a step, so that ranks need no messages, but makes only its own rows into tensors. The
+global batch grows with the ranks (8 rows of 2,048 tokens per rank), and so does a rank's share of a core. The benchmark
+measures this process's CPU time per step, with lengths only; it reads no tokens. The cost is per sample: Alpaca's short
+samples are the worst case, a mixture with few-shot prompts is better. The share of a core assumes that every rank
+trains 10,000 tokens/s, as a 7B model does on one GPU.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.made import ALPACA, MIXED, Shapes, mixture
-from data_prep.stream import Stream, rank_rows
+from data_prep.stream.stream import Stream, rank_rows
 
 RANKS = (1, 8, 64, 1024)
 ROWS_PER_RANK = 8
 SEQ_LEN = 2048
 TOKENS_PER_S_PER_RANK = 10_000
 SAMPLES = 200_000
-"""Samples to be planned per figure, at least: enough for two digits."""
+"""Minimum number of samples per figure: enough for two digits."""
 
 
 def measure(shapes: Shapes, ranks: int) -> dict[str, float]:
-    """CPU seconds per step of one rank among ``ranks``, and what a step holds."""
+    """CPU seconds per step of one rank among ``ranks``, and the tokens of a step."""
     splits, data = mixture(shapes, rows=1_000_000, seq_len=SEQ_LEN)
     stream = Stream(splits, data, seed=0, global_size=ROWS_PER_RANK * ranks)
     next(stream)
@@ -54,7 +54,7 @@ def measure(shapes: Shapes, ranks: int) -> dict[str, float]:
 
 def main() -> None:
     table = Table(title="Planning, per rank", title_justify="left")
-    columns = ("data", "ranks", "tokens per step", "CPU per step", "per sample", "of one core", "to one rank")
+    columns = ("data", "ranks", "tokens/step", "CPU/step", "CPU/sample", "share of a core", "planned tokens/s")
     for column in columns:
         table.add_column(column, justify="right")
     for name, shapes in (("alpaca", ALPACA), ("mixture", MIXED)):

@@ -1,10 +1,10 @@
-"""Memory of preparation on an input larger than what it may hold: ``GIGABYTES=5 python benchmarks/prepare_memory.py``.
+"""Measures preparation's memory on input larger than memory: ``GIGABYTES=5 python benchmarks/prepare_memory.py``.
 
-Rows as long as Alpaca's (made-up words, no two rows alike, about 440 bytes each) are written to a folder below $TMPDIR
-and prepared by ``python -m data_prep`` with NUM_PROC processes (2). Sampled ten times a second: the resident memory of
-that process and all its children, added up, so that what they share counts for each. The tokenizer splits at blanks,
-which keeps the run short and changes nothing that is held; TOKENIZER=FOLDER takes another one. Five gigabytes need
-25 GB of disk and three quarters of an hour of two cores; everything is deleted at the end.
+It writes records as long as Alpaca's (random words, no two records alike, about 440 bytes per record) to a folder below
+$TMPDIR, and prepares them by ``python -m data_prep`` with NUM_PROC processes (2). Ten times a second it adds the
+resident memory of that process and all its children, so shared memory counts once per process. The tokenizer splits at
+blanks, which keeps the run short and does not change memory; TOKENIZER=FOLDER uses another one. Five gigabytes need
+25 GB of disk and three quarters of an hour on two cores; the end deletes everything.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ ROOT = Path(__file__).parents[1]
 FIRST, SECOND = ("ba", "de", "ki", "lo", "mu", "ra", "so"), ("", "n", "ta", "rim", "longer")
 WORDS = [first + second for first in FIRST for second in SECOND]
 MADE = 20_000
-"""Rows that are made; the others repeat them under new numbers, which makes them other rows."""
+"""Different records; later records repeat them with new numbers, which makes them different too."""
 
 
 def made_rows() -> list[str]:
-    """JSON of rows with the word counts of Alpaca (README of the tests' data: 10, 4 on average, 44), after a number."""
+    """JSON of records with Alpaca's mean word counts (README of the tests' data: 10, 4 and 44)."""
     draw = random.Random(0)
 
     def text(mean: float) -> str:
@@ -43,9 +43,9 @@ def made_rows() -> list[str]:
 
 
 def write_input(path: Path, size: int) -> int:
-    """At least ``size`` bytes of JSON lines; returns the rows."""
+    """Write at least ``size`` bytes of JSON lines; return the number of records."""
     rows, number, written = made_rows(), 0, 0
-    with path.open("w") as out:
+    with path.open("w", encoding="utf-8") as out:
         while written < size:
             row = rows[number % MADE].replace('"instruction": "', f'{{"instruction": "row {number} ', 1)
             written += out.write(row) + out.write("\n")
@@ -54,7 +54,7 @@ def write_input(path: Path, size: int) -> int:
 
 
 def write_tokenizer(folder: Path) -> Path:
-    """One id per word, an unknown one for the rest."""
+    """Write a tokenizer with one id per word, and an id for unknown words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -67,7 +67,7 @@ def write_tokenizer(folder: Path) -> Path:
 
 
 def resident(process: psutil.Process) -> int:
-    """Bytes of the process and everything it has started."""
+    """Resident bytes of the process and its descendants."""
     total = 0
     for each in (process, *process.children(recursive=True)):
         try:
@@ -78,17 +78,19 @@ def resident(process: psutil.Process) -> int:
 
 
 def watched(command: Sequence[str], log: Path) -> tuple[int, float]:
-    """(most bytes resident, seconds) of a command; its output goes to ``log``."""
+    """(peak resident bytes, seconds) of a command; its output goes to ``log``."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     began, most = time.monotonic(), 0
-    with log.open("w") as output:
+    with log.open("w", encoding="utf-8") as output:
         child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
         process = psutil.Process(child.pid)
         while child.poll() is None:
             most = max(most, resident(process))
             time.sleep(0.1)
     if child.returncode:
-        sys.exit(f"the preparation left with {child.returncode}:\n{log.read_text()[-2000:]}")
+        sys.exit(
+            f"corral: the preparation ended with code {child.returncode}:\n{log.read_text(encoding='utf-8')[-2000:]}"
+        )
     return most, time.monotonic() - began
 
 
@@ -102,9 +104,11 @@ def main() -> None:
         command += [f"+data.sources={{made: {{format: alpaca, path: {folder / 'rows.jsonl'}}}}}"]
         command += [f"data.prepared={folder / 'corpus'}", f"model.tokenizer={tokenizer}"]
         most, seconds = watched(command, folder / "log")
-        kept = json.loads((folder / "corpus" / "MANIFEST.json").read_text())["sources"]["made"]["splits"]["train"]
-        print(f"{size:g} GB, {rows:,} rows, {num_proc} processes: {most / 2**20:,.0f} MiB at most, {seconds:,.0f} s")
-        print(f"{kept['rows']:,} samples of {kept['tokens'] / kept['rows']:.0f} tokens on average are in the corpus")
+        kept = json.loads((folder / "corpus" / "MANIFEST.json").read_text(encoding="utf-8"))["sources"]["made"][
+            "splits"
+        ]["train"]
+        print(f"{size:g} GB, {rows:,} records, {num_proc} processes: peak {most / 2**20:,.0f} MiB, {seconds:,.0f} s")
+        print(f"the corpus has {kept['rows']:,} samples of {kept['tokens'] / kept['rows']:.0f} tokens on average")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Start, resume and memory against the size of a corpus: ``python benchmarks/scale.py [most rows]``; about a minute.
 
-Real shards on disk (rows of 4 to 12 tokens, so that 15 million of them are 1.2 GB), one fresh process per size, files
-in the page cache. Measured: opening with sizes checked; the stream with its first global batch of 64 rows of 128
-tokens; what the process then holds of its own ("Anonymous" in /proc/self/smaps_rollup: mapped files are shared with the
-page cache and not counted); then, anew, opening and the first batch of a stream that goes on at 90% of the epoch; and
-last, reading the tokens of that batch as one rank that feeds it whole, whose samples lie in almost every shard.
+Shards on disk contain samples of 4 to 12 tokens (15 million samples are 1.2 GB) and are in the page cache; every size
+has a new process. The benchmark measures: opening with a check of sizes; the stream's first global batch of 64 rows of
+128 tokens; the process's own memory after that ("Anonymous" in /proc/self/smaps_rollup, without mapped files, which
+share the page cache); opening again and the first batch of a stream that resumes at 90% of the epoch; and one rank
+reading all tokens of that batch, whose samples are in almost every shard.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from conf.durable import commit
 from conf.schema import DataConfig, SourceConfig, StopConfig
-from data_prep.durable import commit
-from data_prep.manifest import MANIFEST, VERSION
-from data_prep.shards import BATCH_ROWS, LENGTHS, SHARD_ROWS, open_corpus, schema
-from data_prep.stream import Stream
+from data_prep.corpus.manifest import MANIFEST, VERSION
+from data_prep.corpus.shard_file import BATCH_ROWS, LENGTHS, SHARD_ROWS, schema
+from data_prep.corpus.shards import open_corpus
+from data_prep.stream.stream import Stream
 
 SIZES = (52_002, 500_000, 5_000_000, 15_000_000)
 SOURCES = ("a", "b", "c")
@@ -36,7 +37,7 @@ SEQ_LEN = 128
 
 
 def batch(lengths: np.ndarray) -> pa.RecordBatch:
-    """A record batch of rows of these lengths, all tokens 7 and supervised."""
+    """An Arrow record batch of samples of these lengths; every token is 7 and a target."""
     rows, tokens = len(lengths), int(lengths.sum())
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
     columns = [
@@ -51,7 +52,7 @@ def batch(lengths: np.ndarray) -> pa.RecordBatch:
 
 
 def write_split(folder: Path, source: str, rows: int) -> dict[str, object]:
-    """Shards of one source, written faster than a tokenizer could; the MANIFEST's entry."""
+    """Write shards of one source without a tokenizer, which would be slower; return their entry for the MANIFEST."""
     draw, shards = np.random.default_rng(len(source)), []
     columns = np.zeros((3, rows), np.uint16)
     for number, start in enumerate(range(0, rows, SHARD_ROWS)):
@@ -64,7 +65,9 @@ def write_split(folder: Path, source: str, rows: int) -> dict[str, object]:
                 writer.write_batch(batch(lengths[at : at + BATCH_ROWS]))
         shards.append({"rows": len(lengths), "tokens": int(lengths.sum())} | entry(folder, path))
     np.save(folder / source / LENGTHS, columns)
-    return {"rows": rows, "prefixes": [], "lengths": entry(folder, folder / source / LENGTHS), "shards": shards}
+    tokens = int(columns[0].sum(dtype=np.int64))
+    sizes = {"rows": rows, "tokens": tokens, "supervised_tokens": tokens - rows}
+    return {**sizes, "prefixes": [], "lengths": entry(folder, folder / source / LENGTHS), "shards": shards}
 
 
 def entry(folder: Path, path: Path) -> dict[str, object]:
@@ -77,7 +80,12 @@ def write_corpus(folder: Path, rows: int) -> None:
         "version": VERSION,
         "tokenizer": {"fingerprint": "", "vocab_size": 8},
         "min_vocab": 8,
-        "files": {name: [] for name in SOURCES},
+        "config": {},
+        "config_sha256": "",
+        "seq_len": SEQ_LEN,
+        "max_tokens": SEQ_LEN,
+        "template": {},
+        "files": {name: [{"path": "made"}] for name in SOURCES},
         "sources": sources,
     }
     commit(folder / MANIFEST, json.dumps(manifest).encode())
@@ -85,12 +93,12 @@ def write_corpus(folder: Path, rows: int) -> None:
 
 def own_memory() -> float:
     """Anonymous memory of this process, MiB."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous")) / 1024
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Milliseconds and MiB for the corpus in ``folder``; run in a process of its own."""
+    """Milliseconds and MiB for the corpus in ``folder``; call it in a new process."""
     data = DataConfig(
         sources={name: SourceConfig(format="alpaca", path="x") for name in SOURCES},
         stop=StopConfig(epochs=1.0),
@@ -129,8 +137,8 @@ def measure(folder: Path) -> dict[str, float]:
 def main() -> None:
     most = int(sys.argv[1]) if len(sys.argv) > 1 else SIZES[-1]
     table = Table(title="Start, resume at 90% and memory", title_justify="left")
-    columns = ("rows", "open ms", "first batch ms", "resume ms", "of it CPU ms", "its tokens ms", "own memory MiB")
-    for column in (*columns, "bytes per row"):
+    columns = ("samples", "open ms", "first batch ms", "resume ms", "resume CPU ms", "tokens ms", "own memory MiB")
+    for column in (*columns, "bytes per sample"):
         table.add_column(column, justify="right")
     small = 0.0
     for rows in (size for size in SIZES if size <= most):
@@ -143,7 +151,7 @@ def main() -> None:
         per_row = (best["memory"] - small) * 2**20 / rows
         table.add_row(f"{rows:,}", *(f"{best[name]:,.1f}" for name in best), f"{per_row:.1f}")
     Console(width=110).print(table)
-    print("best of 3; bytes per row: what is held beyond the smallest corpus")
+    print("best of 3; bytes per sample: memory beyond that of the smallest corpus")
 
 
 if __name__ == "__main__":

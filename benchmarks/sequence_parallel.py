@@ -1,9 +1,9 @@
-"""What one step over one long document adds to the memory of a rank, shared over the ranks that torchrun starts:
+"""Measures the memory that one step over one long document adds to a rank, if all ranks of torchrun share the document:
 
   torchrun --nproc-per-node=N -m benchmarks.sequence_parallel [tokens, default 8192]
 
-A Llama of 8 layers of width 256 in fp32 on CPUs, one sample whose last 200 tokens are targets, forward and backward.
-Measured: the peak of resident memory above what the model and a step of 512 tokens have needed.
+The model is a Llama of 8 layers of width 256 in fp32 on CPUs. One sample, whose last 200 tokens are targets, goes
+forward and backward. The figure is the peak of resident memory above that of the model and a step of 512 tokens.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from train.attention import choose
-from train.batch import Batch
-from train.distributed import Ranks, end_process, ranks_from_environment
+from train.batches.batch import Batch
+from train.batches.slices import in_teams, share
 from train.engine import init_distributed
 from train.engine.engine import close_distributed
-from train.loss import token_nll_sum
-from train.metrics import peak_memory_gib
-from train.models import family
-from train.sequence_parallel import in_teams, share
+from train.families import family
+from train.objectives.sft import token_nll_sum
+from train.ranks.group import Ranks, end_process, on_device, ranks_from_environment
+from train.tracking.metrics import peak_memory_gib
 
 VOCAB, TARGETS = 1024, 200
 
@@ -41,6 +41,7 @@ def document(tokens: int) -> Batch:
         uids=(0,),
         tokens=tokens,
         targets=TARGETS,
+        weight=float(TARGETS),
     )
 
 
@@ -61,8 +62,7 @@ def model(ranks: Ranks) -> torch.nn.Module:
 
 def main() -> None:
     tokens = int(sys.argv[1]) if len(sys.argv) > 1 else 8192
-    ranks = ranks_from_environment()
-    init_distributed(ranks)
+    ranks = init_distributed(on_device(ranks_from_environment()))
     ranks = in_teams(ranks, ranks.world)
     network = model(ranks)
 

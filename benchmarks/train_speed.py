@@ -1,9 +1,9 @@
-"""Training side by side with the peers on real Alpaca lengths: ``make bench-train``; about fifteen minutes, no GPU.
+"""Compares training with the peers on real Alpaca lengths: ``make bench-train``; about fifteen minutes, no GPU.
 
-A Llama of 6 layers x 256 with GPT-2's vocabulary, random weights, fp32, all cores of this machine in one process. Every
-competitor (``peers.py``) gets the same samples for every optimizer step. They take turns, A B C A B C, so that a busy
-machine hurts all alike; each turn is a fresh process whose first update is warm-up. Losses must agree.
-Needs CORRAL_TEST_DATA (Alpaca and GPT-2's tokenizer) and ``pip install -e .[bench]``.
+The model is a Llama of 6 layers x 256 with GPT-2's vocabulary and random weights, in fp32, on all cores of this machine
+in one process. Every competitor (``peers.py``) gets the same samples in every optimizer step. Competitors take turns, A
+B C A B C, so that a busy machine affects all alike; a turn is a new process whose first update is warm-up. The losses
+must agree. Needs CORRAL_TEST_DATA (Alpaca and GPT-2's tokenizer) and ``pip install -e .[bench]``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.overhead import told, where
+from conf.whole_numbers import ceil_div
 
 COMPETITORS = ("corral", "bare", "hf", "trl", "trl-packed")
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 UPDATES = 3
-"""Per turn; the first is warm-up."""
+"""Updates per turn; the first is warm-up."""
 ROWS, SEQ_LEN = 5, 2048
-"""Packed rows per update, and their tokens: about 128 samples, the global batch of Alpaca's own recipe."""
+"""Packed rows per update, and tokens per row: together about 128 samples, the global batch of Alpaca's recipe."""
 PADDED_ROWS = 8
 AGREE = 1e-3
 MODEL = (
@@ -39,7 +40,7 @@ MODEL = (
 
 
 def arguments(data: Path, folder: Path) -> list[str]:
-    """The run all competitors share."""
+    """The overrides of the run that all competitors share."""
     return [
         "name=bench",
         "data=alpaca",
@@ -62,15 +63,15 @@ def arguments(data: Path, folder: Path) -> list[str]:
 
 
 def lay_out(data: Path, folder: Path) -> dict[str, float]:
-    """Corpus, weights and the samples of every update; what there is to compute in all."""
+    """Write the corpus, the weights and the samples of every update; return the totals of the timed updates."""
     from conf.compose import compose
     from data_prep.prepare import prepare
-    from train.base import base_folder
-    from train.distributed import Ranks
+    from train.model.weights import base_folder
+    from train.ranks.group import Ranks
 
     chosen = arguments(data, folder)
-    (folder / "arguments.json").write_text(json.dumps(chosen))
-    random = [each for each in chosen if not each.startswith("model.path")]
+    (folder / "arguments.json").write_text(json.dumps(chosen), encoding="utf-8")
+    random = [override for override in chosen if not override.startswith("model.path")]
     cfg = compose([*random, "model=demo_llama", MODEL, f"model.tokenizer={data / 'tokenizers' / 'gpt2'}"])
     base_folder(cfg.model, Ranks(), run_dir=folder, seed=0, vocab_size=50257)
     prepare(cfg, argv=[])
@@ -78,9 +79,9 @@ def lay_out(data: Path, folder: Path) -> dict[str, float]:
 
 
 def write_updates(cfg: Any, folder: Path, *, updates: int, padded: int, packed_tokens: int) -> dict[str, float]:
-    """The samples of every update for the peers, in padded micro-batches and in packed ones; what is timed in all."""
-    from data_prep.prepared import open_prepared
-    from data_prep.stream import Stream
+    """Write every update's samples for the peers, in padded and in packed micro-batches; return the timed totals."""
+    from data_prep.corpus.prepared import open_prepared
+    from data_prep.stream.stream import Stream
 
     splits = open_prepared(cfg).split("train")
     stream = Stream(splits, cfg.data, seed=cfg.seed, global_size=cfg.batch.global_size, max_steps=updates)
@@ -89,11 +90,11 @@ def write_updates(cfg: Any, folder: Path, *, updates: int, padded: int, packed_t
     steps = [[pair for row in plan.rows for pair in row.samples] for plan in plans]
     for name, size in (("padded", padded), ("packed", None)):
         parts = max(
-            -(-len(step) // size) if size else -(-p.tokens // packed_tokens)
+            ceil_div(len(step), size) if size else ceil_div(p.tokens, packed_tokens)
             for step, p in zip(steps, plans, strict=True)
         )
         divisions = [full_first(step, parts, size) if size else by_tokens(step, parts, split.lengths) for step in steps]
-        (folder / f"{name}.json").write_text(json.dumps(divisions))
+        (folder / f"{name}.json").write_text(json.dumps(divisions), encoding="utf-8")
     timed = plans[1:]
     return {
         "samples": sum(plan.samples for plan in timed),
@@ -104,20 +105,20 @@ def write_updates(cfg: Any, folder: Path, *, updates: int, padded: int, packed_t
 
 
 def full_first(step: list[Any], parts: int, size: int) -> list[list[Any]]:
-    """The samples of a step in ``parts`` micro-batches: as many of ``size`` as leave one for each of the others."""
-    found, rest = [], list(step)
+    """The samples of a step in ``parts`` micro-batches: full ones (``size``) first, but none without a sample."""
+    divided, rest = [], list(step)
     for left in range(parts - 1, -1, -1):
         taken = min(size, len(rest) - left)
-        found.append(rest[:taken])
+        divided.append(rest[:taken])
         rest = rest[taken:]
-    return found
+    return divided
 
 
 def by_tokens(step: list[Any], parts: int, lengths: Any) -> list[list[Any]]:
-    """The samples of a step in ``parts`` micro-batches of about as many tokens each."""
+    """The samples of a step in ``parts`` micro-batches of about equal numbers of tokens."""
     bins: list[list[Any]] = [[] for _ in range(parts)]
     loads = [0] * parts
-    for pair in sorted(step, key=lambda each: -int(lengths[each[1]])):
+    for pair in sorted(step, key=lambda pair: -int(lengths[pair[1]])):
         least = loads.index(min(loads))
         bins[least].append(pair)
         loads[least] += int(lengths[pair[1]])
@@ -135,15 +136,15 @@ def main() -> None:
         for _ in range(ROUNDS):
             for each in COMPETITORS:
                 subprocess.run([sys.executable, str(Path(__file__).with_name("peers.py")), each, name], check=True)
-                turns[each].append(json.loads((folder / f"{each}.json").read_text()))
+                turns[each].append(json.loads((folder / f"{each}.json").read_text(encoding="utf-8")))
         subprocess.run([sys.executable, str(Path(__file__).with_name("overhead.py")), name], check=True)
-        inside = json.loads((folder / "overhead.json").read_text())
+        inside = json.loads((folder / "overhead.json").read_text(encoding="utf-8"))
     show(turns, amounts)
     print(told(inside["updates"]), where(inside["profile"]), sep="\n")
 
 
 def show(turns: dict[str, list[dict[str, Any]]], amounts: dict[str, float]) -> None:
-    """Medians and spreads over the turns, ratios to Corral, and whether the losses agree."""
+    """Print medians and spreads over the turns, ratios to Corral, and whether the losses agree."""
     seconds = {each: [turn["ends"][-1] - turn["ends"][0] for turn in found] for each, found in turns.items()}
     wanted = turns["corral"][0]["losses"]
     table = Table(title=f"Training, {ROUNDS} turns each of {UPDATES - 1} timed updates, {os.cpu_count()} cores")

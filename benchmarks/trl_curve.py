@@ -1,9 +1,9 @@
-"""Loss curves of TRL's SFTTrainer and of Corral beside a plain loop's: ``python -m benchmarks.trl_curve``; no GPU.
+"""Compares losses of TRL's SFTTrainer and of Corral with a plain loop's: ``python -m benchmarks.trl_curve``; no GPU.
 
-Fifty steps of fp32 AdamW on 2,000 Alpaca rows (``curve.py``). Everyone gets the same samples in every update; TRL makes
-its own labels, rows, positions and denominator of them. Printed are the relative difference of the first loss from the
-plain loop's, and the worst one. Needs CORRAL_TEST_DATA and ``pip install -c constraints.txt -e .[bench]``; five minutes
-on two idle cores.
+All train fifty steps of fp32 AdamW on 2,000 Alpaca records (``curve.py``), with the same samples in every update. TRL
+makes its own labels, rows, positions and denominator from them. The command prints the relative difference from the
+plain loop of the first loss, and the largest difference. Needs CORRAL_TEST_DATA and ``pip install -c constraints.txt -e
+.[bench]``; takes five minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from data_prep.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = 4
-"""Micro-batches per update, all ranks together."""
+"""Micro-batches per update on all ranks together."""
 TIMEOUT_S = 600.0
 RIGHT = 1e-4
-"""Relative difference up to which a curve is the plain loop's."""
+"""Largest relative difference at which a curve counts as equal to the plain loop's."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """How TRL is run."""
+    """One way to run TRL."""
 
     title: str
     ranks: int = 1
@@ -60,13 +60,13 @@ DEEPSPEED = {
 
 
 def rows_of(samples: list[Sample], packing: str | None) -> list[dict[str, Any]]:
-    """The rows that TRL makes of the samples of one update; padded ones get their labels from TRL too."""
+    """TRL's rows for the samples of one update; padded rows also get their labels from TRL."""
     if packing is None:
-        return [{"input_ids": each.ids, "completion_mask": each.mask} for each in samples]
+        return [{"input_ids": sample.ids, "completion_mask": sample.mask} for sample in samples]
     from datasets import Dataset
     from trl import pack_dataset
 
-    labelled = [{"input_ids": each.ids, "labels": each.labels} for each in samples]
+    labelled = [{"input_ids": sample.ids, "labels": sample.labels} for sample in samples]
     return list(pack_dataset(Dataset.from_list(labelled), SEQ_LEN, packing))
 
 
@@ -119,12 +119,19 @@ def follow(way: Way, model: str, steps: list[list[Sample]], output: Path) -> lis
 
 
 def process(folder: Path, ranks: int, *arguments: str) -> None:
-    """``torchrun`` on this machine; its output is shown only if it fails."""
+    """Run ``torchrun`` on this machine; show its output only if it fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        command,
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        encoding="utf-8",
     )
     if done.returncode:
         sys.exit(f"corral: {' '.join(arguments[:3])} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
@@ -132,48 +139,51 @@ def process(folder: Path, ranks: int, *arguments: str) -> None:
 
 @dataclass(frozen=True)
 class Course:
-    """What everyone follows."""
+    """The data and the reference that all runs share."""
 
     folder: Path
     model: Path
     arguments: list[str]
-    """Of Corral's run."""
+    """The overrides of Corral's run."""
     wanted: list[float]
     """The plain loop's losses."""
 
     def trl(self, name: str) -> list[float]:
-        """TRL's losses, in a process of its own per rank."""
+        """TRL's losses, from one new process per rank."""
         process(self.folder, WAYS[name].ranks, "-m", "benchmarks.trl_curve", name)
-        return list(json.loads((self.folder / f"{name}.json").read_text()))
+        return list(json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8")))
 
     def corral(self) -> list[float]:
-        """The losses of a run as users start it, on two ranks."""
+        """The losses of a normal run on two ranks."""
         process(self.folder, 2, "-m", "train", *self.arguments)
-        found = [json.loads(line) for line in (self.folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        found = [
+            json.loads(line)
+            for line in (self.folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         return [line["train/loss"] for line in found if "train/loss" in line]
 
 
 def lay_out(model: Path, alpaca: Path, folder: Path) -> Course:
-    """Corpus and arguments in ``folder``, and the plain loop's curve."""
+    """Write the corpus and the arguments to ``folder``; compute the plain loop's losses."""
     arguments = overrides(model, alpaca, folder)
     cfg = compose(arguments)
     prepare(cfg, argv=arguments)
-    (folder / "arguments.json").write_text(json.dumps(arguments))
+    (folder / "arguments.json").write_text(json.dumps(arguments), encoding="utf-8")
     return Course(folder, model, arguments, plain_losses(cfg, folder / "corpus"))
 
 
 def apart(found: list[float], wanted: list[float]) -> float:
-    """Worst relative difference of a loss."""
+    """The largest relative difference of a loss."""
     return max(abs(one - other) / other for one, other in zip(found, wanted, strict=True))
 
 
 def one_rank(name: str, folder: Path) -> None:
-    """What ``Course.trl`` starts on every rank; rank 0 writes the losses."""
-    cfg = compose(json.loads((folder / "arguments.json").read_text()))
+    """Train on one rank, for ``Course.trl``; rank 0 writes the losses."""
+    cfg = compose(json.loads((folder / "arguments.json").read_text(encoding="utf-8")))
     steps = [samples for _, samples in updates(cfg, folder / "corpus")]
     losses = follow(WAYS[name], str(cfg.model.path), steps, folder / "trl")
     if os.environ["RANK"] == "0":
-        (folder / f"{name}.json").write_text(json.dumps(losses))
+        (folder / f"{name}.json").write_text(json.dumps(losses), encoding="utf-8")
 
 
 def main() -> int:

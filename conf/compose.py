@@ -1,17 +1,16 @@
-"""From the command line to a judged config. The only importer of hydra and omegaconf.
+"""Composes and checks the config of a command line. No other module imports hydra or omegaconf.
 
-Plain Hydra stops at the first unknown key and refuses ``zero=2``. So: Hydra's parser reads the overrides, Hydra
-composes the groups (their entries named as text), then the single values are set with struct mode off, and the schema
-judges everything at once.
+Plain Hydra stops at the first unknown key and refuses ``zero=2``. Therefore Hydra parses the overrides and composes
+the groups, with the names of entries as text; then conf/values.py sets the single values, and the schema checks
+everything together.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml  # type: ignore[import-untyped]
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -26,34 +25,72 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conf import command as command_line
 from conf import walk
-from conf.errors import ConfigError, MissingInput
-from conf.frozen import load, save, to_yaml
+from conf.advice.entries import not_composed, wrong_entry
+from conf.advice.interpolation import unresolved
+from conf.advice.unsure import Unsure, unsure
+from conf.advice.words import twice, unreadable
+from conf.checks.folders import unusable
+from conf.checks.own_sources import without_entry
+from conf.errors import ConfigError
+from conf.foreign.interpolation import size_of
+from conf.foreign.limits import RESOLVED_CHARACTERS
+from conf.frozen import load_config, save_config, to_record, to_yaml
+from conf.groups import ROOT, groups, search_path
 from conf.help import help_text
-from conf.problems import dotted, nearest
-from conf.schema import RunConfig, to_dict, validate
+from conf.judge import judged
+from conf.own_files import spelt_out
+from conf.safety.environment import Reading, keep, literal, showing, unread
+from conf.safety.secrets import learn_from
+from conf.schema import RunConfig, to_dict
+from conf.values import Setting, make_empty, missing, set_values
 
-__all__ = ["compose", "config_from_argv", "config_of_run", "groups", "load", "save", "search_path", "to_yaml"]
-
-ROOT = Path(__file__).resolve().parent
-"""The shipped config root: config.yaml and the group folders."""
+__all__ = [
+    "ROOT",
+    "compose",
+    "config_from_argv",
+    "config_of_run",
+    "groups",
+    "load_config",
+    "save_config",
+    "to_record",
+    "to_yaml",
+]
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> RunConfig:
-    """Judge the config that ``overrides`` make of the root and its groups.
+    """The checked config of the root, its groups and ``overrides``.
 
-    ``config_dir`` holds the user's own groups and entries; of two entries with one name the user's wins. Raises
-    ConfigError with all problems, MissingInput if ``config_dir`` is not a folder.
+    ``config_dir`` holds the user's own groups and entries; an entry there replaces Corral's entry of the same name.
+    Raises ConfigError with all problems, MissingInput if ``config_dir`` is not a folder.
     """
-    roots = search_path(config_dir)
+    return _compose(overrides, config_dir)[0]
+
+
+def _compose(
+    overrides: Sequence[str], config_dir: Path | None, told: Sequence[str] = ()
+) -> tuple[RunConfig, list[str]]:
+    """The config, and what was left out of it, in sentences. ``told``: problems that were found already."""
+    roots = search_path(config_dir, ROOT)
     known = groups(roots)
-    parsed = _parsed(overrides)
+    parsed, misspelt = _parsed(overrides)
     choices = [each for each in parsed if each.key_or_group in known and not isinstance(each.value(), dict)]
-    problems = [line for each in choices for line in _choice_problems(each, known)]
-    if problems:
-        raise ConfigError(problems)
-    config = _composed(roots, _for_hydra(choices))
-    _set_values(config, [each for each in parsed if each not in choices])
-    return _judged(config, known)
+    wrong = {each.key_or_group: line for each in choices for line in _wrong_entries(each, known)}
+    doubt = unsure(wrong, walk.keys_at(RunConfig))
+    problems = [*told, *misspelt, *dict.fromkeys(line for each in choices for line in _wrong_entries(each, known))]
+    words = _for_hydra([each for each in choices if each.key_or_group not in wrong])
+    own_files = any(each.key_or_group == "data" and "own" in _entries(each) for each in choices)
+    settings, untold = spelt_out([_setting(each) for each in parsed if each not in choices], own_files)
+    problems += untold if not any(word.startswith("path=") for word in overrides) or _reads_path(parsed) else []
+    try:
+        config, named = _composed(roots, words)
+        own = None if "data" in named or "~data" in words else _composed(roots, [*words, "~data"])[0]
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    problems += [line for key, line in set_values(config, settings) if not doubt.covers(key)]
+    if own is not None:
+        set_values(own, settings)
+    notes = _without_entry(config, own)
+    return _judged(config, known, problems, doubt), notes
 
 
 def config_from_argv(
@@ -67,99 +104,87 @@ def config_from_argv(
     """
     own_keys = extra or {}
     line = command_line.split(argv, own_keys)
-    known = groups(search_path(line.config_dir))
+    known = groups(search_path(line.config_dir, ROOT))
     if line.wants_help:
-        _print_and_leave(help_text(command, own_keys, known))
-    command_line.refuse_mistyped(line.overrides, own_keys, {*walk.keys_at(RunConfig), *known})
-    cfg = compose(line.overrides, line.config_dir)
+        command_line.print_and_leave(help_text(command, own_keys, groups=known))
+    mistyped = command_line.mistyped(line.overrides, own_keys, {*walk.keys_at(RunConfig), *known})
+    rest = [override for override in line.overrides if override not in mistyped]
+    cfg, notes = _compose(rest, line.config_dir, list(mistyped.values()))
+    for note in notes:
+        command_line.tell(note)
     if line.wants_config:
-        _print_and_leave(to_yaml(cfg))
+        command_line.print_and_leave(to_yaml(cfg))
     return cfg, line.own
 
 
 def config_of_run(
-    argv: Sequence[str], *, command: str, extra: Mapping[str, str] | None = None
+    argv: Sequence[str], *, command: str, sections: Sequence[str], extra: Mapping[str, str] | None = None
 ) -> tuple[RunConfig, dict[str, str]]:
     """As ``config_from_argv``, for commands on a run that exists: ``run_dir=DIR`` names it, its run.yaml is the config.
 
-    Further KEY=VALUE change single values (``evaluation.max_rows=0``); groups are not composed again. The returned
-    config's ``run_dir`` is the DIR given, wherever the run was when it was frozen.
+    Further KEY=VALUE change single values of ``sections``, those that the command reads (``evaluation.max_rows=0``);
+    groups are not composed again. The returned config's ``run_dir`` is the DIR given, wherever the run was when it was
+    frozen, and its ``model.trust_remote_code`` is this command's: a run may be a stranger's. Raises ConfigError,
+    MissingInput if DIR or its run.yaml is not there.
     """
-    own_keys = {"run_dir": "folder of the run (required)", **(extra or {})}
-    line = command_line.split(argv, own_keys)
+    own_keys = {**command_line.RUN_DIR, **(extra or {})}
+    line = command_line.split(argv, own_keys, command_line.WITHOUT_GROUPS)
     if line.wants_help:
-        _print_and_leave(help_text(command, own_keys, {}))
-    command_line.refuse_mistyped(line.overrides, own_keys, walk.keys_at(RunConfig))
-    if not line.own.get("run_dir"):
-        raise ConfigError("run_dir: missing; name the run's folder with run_dir=DIR")
-    run_dir = line.own.pop("run_dir")
-    config = DictConfig(to_dict(load(Path(run_dir) / "run.yaml")))
-    _set_values(config, _parsed(line.overrides))
-    config.run_dir = run_dir
-    cfg = _judged(config, {})
+        command_line.print_and_leave(help_text(command, own_keys, sections=sections))
+    problems = list(command_line.mistyped(line.overrides, own_keys, walk.keys_at(RunConfig)).values())
+    if problems:
+        raise ConfigError(problems)
+    _refuse_unread(line.overrides, sections)
+    run_dir = command_line.take_run_dir(line.own)
+    config = literal(to_dict(load_config(run_dir / "run.yaml")))
+    config["model"]["trust_remote_code"] = False
+    parsed, problems = _parsed(line.overrides)
+    problems += [text for _, text in set_values(config, map(_setting, parsed))]
+    config["run_dir"] = str(run_dir)
+    cfg = _judged(config, {}, problems)
+    if problems := unread(to_dict(cfg), sections):
+        raise ConfigError(problems)
     if line.wants_config:
-        _print_and_leave(to_yaml(cfg))
+        command_line.print_and_leave(to_yaml(cfg))
     return cfg, line.own
 
 
-def _print_and_leave(text: str) -> None:
+def _refuse_unread(overrides: Sequence[str], sections: Sequence[str]) -> None:
+    """Refuse a value that would change nothing, because the command does not read its section."""
+    others = [section for section in walk.keys_at(RunConfig) if section not in sections]
+    keys = [command_line.key_of(override) for override in overrides]
+    unread = [key for key in keys if key.partition(".")[0] in others]
+    if unread:
+        read = ", ".join(sections)
+        raise ConfigError([f"{key}: this command does not read it; it reads of the config: {read}" for key in unread])
+
+
+def _parsed(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """The overrides that can be read, and a sentence about each of the others."""
+    parsed = [override for override in map(_read, overrides) if override is not None]
+    problems = [*unreadable(overrides, lambda word: _read(word) is not None), *twice(overrides)]
+    for each in parsed:
+        if each.is_sweep_override():
+            problems.append(
+                f"{each.input_line}: only sweeps take several values; write [a,b] for a list, or quote the text"
+            )
+        if each.package is not None:
+            problems.append(f"{each.input_line}: a package (@) is not allowed here; write GROUP=NAME")
+    return [each for each in parsed if not each.is_sweep_override() and each.package is None], problems
+
+
+def _setting(override: Override) -> Setting:
+    kind: Literal["set", "add", "remove"] = "add" if override.type is OverrideType.ADD else "set"
+    kind = "remove" if override.is_delete() else kind
+    return Setting(str(override.input_line), override.key_or_group, override.value(), kind)
+
+
+def _read(word: str) -> Override | None:
     try:
-        print(text.rstrip("\n"), flush=True)
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough. Python would complain again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(0)
-
-
-def search_path(config_dir: Path | None) -> list[Path]:
-    """The folders in which group entries are looked up, first match first. Raises MissingInput."""
-    if config_dir is None:
-        return [ROOT]
-    if not config_dir.is_dir():
-        raise MissingInput(f"--config-dir: {config_dir} is not a folder; name the folder that holds your own groups")
-    if (config_dir / "config.yaml").exists() and config_dir.resolve() != ROOT:
-        raise ConfigError(
-            f"--config-dir: {config_dir}/config.yaml would replace Corral's root; "
-            "make it an entry of its own, such as experiment/mine.yaml"
-        )
-    return list(dict.fromkeys([config_dir.resolve(), ROOT]))
-
-
-def groups(roots: Sequence[Path]) -> dict[str, list[str]]:
-    """Group name -> its entries, over all ``roots``."""
-    found: dict[str, set[str]] = {}
-    for root in roots:
-        for path in root.glob("*/**/*.yaml"):
-            group, *rest = path.relative_to(root).with_suffix("").parts
-            found.setdefault(group, set()).add("/".join(rest))
-    return {group: sorted(names) for group, names in sorted(found.items())}
-
-
-def _parsed(overrides: Sequence[str]) -> list[Override]:
-    parser = OverridesParser.create()
-    parsed: list[Override] = []
-    problems: list[str] = []
-    for text in overrides:
-        try:
-            parsed.append(parser.parse_overrides([text])[0])
-        except HydraException:
-            problems.append(_unreadable(text))
-            continue
-        if parsed[-1].is_sweep_override():
-            problems.append(f"{text}: several choices are for sweeps; write [a,b] for a list, or quote the text")
-        if parsed[-1].package is not None:
-            problems.append(f"{text}: a package (@) cannot be given here; write GROUP=NAME")
-    if problems:
-        raise ConfigError(problems)
-    return parsed
-
-
-def _unreadable(text: str) -> str:
-    key, equals, value = text.partition("=")
-    if not equals:
-        return f"{text}: not KEY=VALUE; write GROUP=NAME or KEY=VALUE (--help lists them)"
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f"{text}: the value cannot be read as it stands; quote it twice: '{key}=\"{escaped}\"'"
+        override = OverridesParser.create().parse_overrides([word])[0]
+    except HydraException:
+        return None
+    return override if override.key_or_group else None
 
 
 def _entries(override: Override) -> list[str]:
@@ -169,16 +194,11 @@ def _entries(override: Override) -> list[str]:
         return [str(each) for each in value]
     if value is None or override.is_delete():
         return []
-    return [value if isinstance(value, str) else _typed(override)]
-
-
-def _typed(override: Override) -> str:
-    """What the user typed behind the equals sign."""
-    return str(override.input_line).partition("=")[2].strip()
+    return [value if isinstance(value, str) else str(override.input_line).partition("=")[2].strip()]  # as it was typed
 
 
 def _for_hydra(choices: Sequence[Override]) -> list[str]:
-    """Group overrides in Hydra's own words. Of several for one group the last counts, as with values."""
+    """The group overrides in Hydra's syntax. The last override of a group counts, as that of a value does."""
     listed = _listed_groups()
     words = []
     for group, names in {each.key_or_group: _entries(each) for each in choices}.items():
@@ -193,21 +213,23 @@ def _for_hydra(choices: Sequence[Override]) -> list[str]:
 
 def _listed_groups() -> dict[str, str | None]:
     """Group -> entry of the root's own defaults list; other groups are appended with Hydra's ``+``."""
-    root = yaml.safe_load((ROOT / "config.yaml").read_text())
+    root = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     pairs = [pair for each in root["defaults"] if isinstance(each, dict) for pair in each.items()]
     return {group.removeprefix("optional "): entry for group, entry in pairs}
 
 
-def _choice_problems(override: Override, known: Mapping[str, list[str]]) -> Iterator[str]:
+def _wrong_entries(override: Override, known: Mapping[str, list[str]]) -> list[str]:
     group = override.key_or_group
-    for name in _entries(override):
-        if name not in known[group]:
-            guess, every = nearest(name, known[group]), ", ".join(known[group])
-            yield f"{group}={name}: no such entry; did you mean {group}={guess}? ({group} has: {every})"
+    return [wrong_entry(group, name, known) for name in _entries(override) if name not in known[group]]
 
 
-def _composed(roots: Sequence[Path], choices: list[str]) -> DictConfig:
-    """Hydra's composition of the groups, struct mode off."""
+def _reads_path(parsed: Sequence[Override]) -> bool:
+    """Whether ``path=`` could be read; else a sentence says so already."""
+    return any(each.key_or_group == "path" for each in parsed)
+
+
+def _composed(roots: Sequence[Path], choices: list[str]) -> tuple[dict[str, Any], set[str]]:
+    """Hydra's composition of the groups, not resolved; and the groups that ``choices`` or an entry names."""
     # hydra.initialize_config_dir takes one folder, and hydra.searchpath only appends: the user's entries would lose
     # to ours of the same name. So the loader is made here, which also leaves Hydra's global state alone.
     Plugins.instance()  # registers the readers of file:// and pkg://
@@ -216,81 +238,83 @@ def _composed(roots: Sequence[Path], choices: list[str]) -> DictConfig:
     for root in roots:
         path.append("main", f"file://{root}")
     path.append("schema", "structured://")
+    loader = ConfigLoaderImpl(path)
     try:
-        config: DictConfig = ConfigLoaderImpl(path).load_configuration("config", choices, RunMode.RUN, from_shell=False)
+        config = loader.load_configuration("config", choices, RunMode.RUN, from_shell=False)
+        named = loader.compute_defaults_list("config", choices, RunMode.RUN).overrides.override_choices
     except yaml.YAMLError as error:
         raise ConfigError(f"a yaml file cannot be read: {_one_line(error)}") from None
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"the yaml groups cannot be put together: {_one_line(error)}") from None
-    OmegaConf.set_struct(config, False)
-    del config["hydra"]
-    return config
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:  # OSError: a file that is one value
+        said = _one_line(error) or _one_line(error.__context__ or error)  # of some, Hydra keeps the cause alone
+        raise ConfigError(not_composed(said, groups(roots))) from None
+    except RecursionError:
+        raise ConfigError(
+            "the yaml groups cannot be composed: the defaults list of an entry leads back to it"
+        ) from None
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key != "hydra"}, set(named)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
-def _set_values(config: DictConfig, values: Sequence[Override]) -> None:
-    """Set or take away single values; raises ConfigError with every one that cannot be."""
-    problems: list[str] = []
-    for override in values:
-        try:
-            problems += _set_one(config, override)
-        except (OmegaConfBaseException, ValueError, TypeError, AttributeError, IndexError) as error:
-            problems.append(f"{override.input_line}: cannot be set: {_one_line(error)}")
-    if problems:
-        raise ConfigError(problems)
+def _without_entry(config: dict[str, Any], own: dict[str, Any] | None) -> list[str]:
+    """Take the default data entry out of ``config`` if the user brings sources; a sentence if so.
 
-
-def _set_one(config: DictConfig, override: Override) -> list[str]:
-    key = override.key_or_group
-    path = tuple(key.split("."))
-    if override.is_delete():
-        return _delete(config, path)
-    is_there = OmegaConf.select(config, key, throw_on_missing=False) is not None
-    if override.type is OverrideType.ADD and is_there and isinstance(override.value(), dict):
-        return [f"+{key}: it is there already; leave out the + to change it"]
-    OmegaConf.update(config, key, _value(config, override, path), merge=True, force_add=True)
-    return []
-
-
-def _value(config: DictConfig, override: Override, path: walk.Path) -> Any:
-    """The value to set: what Hydra parsed, but the text as typed where the schema wants text (``name=1e3``)."""
-    value = override.value()
-    if isinstance(value, int | float):
-        annotation = walk.annotation_at(RunConfig, path, OmegaConf.to_container(config, resolve=False))
-        if annotation is not None and walk.is_text(annotation):
-            return _typed(override)
-    return value
-
-
-def _delete(config: DictConfig, path: tuple[str, ...]) -> list[str]:
-    parent = OmegaConf.select(config, dotted(path[:-1])) if path[:-1] else config
-    if isinstance(parent, DictConfig) and path[-1] in parent:
-        del parent[path[-1]]
+    ``own``: the config without that entry; None where the user named an entry.
+    """
+    data, mine = config.get("data"), (own or {}).get("data")
+    if not isinstance(data, dict) or not isinstance(mine, dict):
         return []
-    keys = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
-    near = f"; did you mean ~{dotted((*path[:-1], nearest(path[-1], keys)))}?" if keys else ""
-    return [f"~{dotted(path)}: there is nothing to take away{near}"]
+    config["data"], left_out = without_entry(data, mine)
+    if not left_out:
+        return []
+    entry, kept = _listed_groups()["data"], ", ".join(config["data"]["sources"])
+    why = f"because the config has sources of its own: {kept}; data={entry} keeps both"
+    return [f"data={entry}, the default entry, is left out ({', '.join(left_out)}), {why}"]
 
 
-def _judged(config: DictConfig, known: Mapping[str, list[str]]) -> RunConfig:
-    """Resolve interpolations and validate. Raises ConfigError for what cannot be resolved or is wrong."""
-    try:
-        missing = OmegaConf.missing_keys(config)
-        plain = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"an interpolation cannot be resolved: {_one_line(error)}") from None
-    if missing:
-        raise ConfigError([f"{key}: must be given, with {key}=VALUE" for key in sorted(missing)])
+def _judged(
+    config: dict[str, Any],
+    known: Mapping[str, list[str]],
+    problems: Sequence[str] = (),
+    unsure: Unsure = Unsure(),  # noqa: B008 - frozen
+) -> RunConfig:
+    """Resolve interpolations and validate. Raises ConfigError for ``problems`` and all that is wrong beside them."""
+    plain, broken = _resolved(config)
+    learn_from(plain)
+    astray = [group for group in plain if group in known and group not in walk.keys_at(RunConfig)]
+    lines = [*problems, *broken.values()]
+    lines += [f"{group}: an entry of {group}/ must begin with the line '# @package _global_'" for group in astray]
+    lines += [line for line in (*unusable(plain), *showing(plain)) if line.partition(":")[0] not in broken]
+    cfg, findings = judged({key: value for key, value in plain.items() if key not in astray})
+    hidden = replace(unsure, keys=[*unsure.keys, *broken])
+    lines += [finding.line for finding in findings if not hidden.hides(finding)]
+    if lines or cfg is None:
+        raise ConfigError(lines)
+    return cfg
+
+
+def _resolved(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The config without interpolations, and a sentence about each value that cannot be had; it is made empty."""
+    broken = {key: f"{key}: it has no value; set it with {key}=VALUE" for key in sorted(missing(config))}
+    for key in broken:
+        make_empty(config, key)
+    OmegaConf.register_new_resolver("oc.env", environment := Reading(), replace=True)
+    if size_of(config) > RESOLVED_CHARACTERS:
+        raise ConfigError("the interpolations of the config (${...}) grow to more than a config has; write values out")
+    while True:
+        try:
+            plain = OmegaConf.to_container(DictConfig(config), resolve=True)
+            if environment.reads:
+                with environment.as_text():
+                    keep(plain, OmegaConf.to_container(DictConfig(config), resolve=True))
+            break
+        except OmegaConfBaseException as error:
+            key = str(error.full_key)
+            text, settings = make_empty(config, key), list(walk.dotted_fields(RunConfig))
+            broken[key] = unresolved(key, text, settings, itself="Recursive" in str(error))
     assert isinstance(plain, dict)
-    raw = {str(key): value for key, value in plain.items()}
-    astray = [group for group in raw if group in known and group not in walk.keys_at(RunConfig)]
-    if astray:
-        raise ConfigError(
-            [f"{group}: an entry of {group}/ must begin with the line '# @package _global_'" for group in astray]
-        )
-    if raw.get("run_dir") == "":
-        raise ConfigError("run_dir: empty; name a folder, such as run_dir=outputs/mine")
-    return validate(raw)
+    return {str(key): value for key, value in plain.items()}, broken

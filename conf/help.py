@@ -1,37 +1,62 @@
-"""The text that ``--help`` prints: what a command does, its own keys, the groups with their entries, examples."""
+"""The text that ``--help`` prints: the purpose of a command, its own keys, the groups and their entries, examples."""
 
 from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 WIDTH = 110
 STARTERS = ("python ", "torchrun ", "sbatch ", "corral ")
 """A command that begins with one of these is shown as it is; any other is a module."""
+REQUIRED = "(required)"
+COMPOSED = [
+    "  data.sources='{NAME: {format: alpaca, path: FILE}}'   your sources; +data.sources.NAME adds to data=ENTRY"
+]
 
 
-def help_text(command: str, extra: Mapping[str, str], groups: Mapping[str, list[str]]) -> str:
-    """Help of ``command`` (a module such as ``data_prep``, or the words that start it). Without groups: values only."""
+def help_text(
+    command: str,
+    own_keys: Mapping[str, str],
+    *,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    sections: Sequence[str] = (),
+) -> str:
+    """The help of ``command``: a module such as ``data_prep``, or the words that start it.
+
+    ``own_keys`` maps the command's own keys to their help; a help that ends with REQUIRED marks a key that must be
+    given. ``groups`` maps each group to its entries, for a command that composes a config. ``sections`` are the
+    sections of a finished run's config that a command reads. With neither, the command takes its own keys alone.
+    """
     start = command if command.startswith(STARTERS) else f"python -m {command}"
-    own = "".join(f" [{key}=...]" for key in extra)
+    own = "".join(f" {key}=..." if text.endswith(REQUIRED) else f" [{key}=...]" for key, text in own_keys.items())
     choices = " [GROUP=NAME ...]" if groups else ""
-    parts = [f"usage: {start}{own}{choices} [KEY=VALUE ...]", _purpose(), _own_keys(extra)]
-    parts += [_group_list(groups), _values(bool(groups)), _options(bool(groups)), _examples(start, bool(groups))]
+    values = " [KEY=VALUE ...]" if groups or sections else ""
+    parts = [f"usage: {start}{own}{choices}{values}", _purpose(), _own_keys(own_keys)]
+    if groups:
+        parts += [_group_list(groups), _values("optim.lr=1e-5", COMPOSED), _options(composed=True), _examples(start)]
+    elif sections:
+        of_run = [f"  {'':<20} KEY is a setting of the run in: {', '.join(sections)}"]
+        parts += [_values(f"{sections[0]}.KEY=VALUE", of_run), _options(composed=False)]
+    else:
+        parts.append(_options(composed=False))
+    if "run_dir" in own_keys:
+        parts.append(f"example:\n  {start} run_dir=outputs/demo")
     return "\n\n".join(part for part in parts if part)
 
 
 def _purpose() -> str:
-    """The docstring of the module that was started, which says what its command does."""
+    """The docstring of the module that was started; it says what the command does."""
     return textwrap.dedent(getattr(sys.modules.get("__main__"), "__doc__", None) or "").strip()
 
 
 def _own_keys(extra: Mapping[str, str]) -> str:
-    lines = [f"  {key + '=...':<18} {text}" for key, text in extra.items()]
+    below = "\n" + " " * 23
+    lines = [f"  {key + '=...':<20} {text.replace(chr(10), below)}" for key, text in extra.items()]
     return "\n".join(["keys of this command:", *lines]) if lines else ""
 
 
-def _group_list(groups: Mapping[str, list[str]]) -> str:
+def _group_list(groups: Mapping[str, Sequence[str]]) -> str:
     indent = " " * 15
     lines = [
         textwrap.fill(", ".join(names), WIDTH, initial_indent=f"  {group:<12} ", subsequent_indent=indent)
@@ -40,29 +65,30 @@ def _group_list(groups: Mapping[str, list[str]]) -> str:
     return "\n".join(["groups, chosen with GROUP=NAME:", *lines]) if lines else ""
 
 
-def _values(composed: bool) -> str:
-    lines = ["  optim.lr=1e-5      a single value; every key, its unit and its default's reason: conf/schema.py"]
-    if composed:
-        lines += [
-            "  +data.sources.NAME='{format: alpaca, path: FILE}'    adds a source;  ~data.sources.NAME  takes it away",
-        ]
-    lines += ["  KEY='\"any text\"'    text with commas, brackets, quotes or parentheses: quote it twice as here"]
-    return "\n".join(["values:", *lines])
+def _values(example: str, further: Sequence[str]) -> str:
+    lines = [
+        "values:",
+        f"  {example:<20} set one value; conf/schema/run.py lists every key, its unit and the reason for its default",
+        *further,
+        "  KEY='\"any text\"'     text with commas, brackets, quotes or parentheses needs both pairs of quotes",
+    ]
+    return "\n".join(lines)
 
 
 def _options(composed: bool) -> str:
-    lines = ["  --cfg job          print the resolved config and leave", "  --help             this text"]
+    lines = [
+        "  --cfg job            print the resolved config and exit",
+        "  --help               print this text and exit",
+    ]
     if composed:
         lines.insert(
             1,
-            "  --config-dir DIR   your own groups: DIR/data/mine.yaml is data=mine, DIR/experiment/x.yaml experiment=x",
+            "  --config-dir DIR     your own groups: DIR/data/mine.yaml is data=mine, DIR/model/x.yaml is model=x",
         )
     return "\n".join(["options:", *lines])
 
 
-def _examples(start: str, composed: bool) -> str:
-    if not composed:
-        return f"example:\n  {start} run_dir=outputs/demo"
+def _examples(start: str) -> str:
     lines = [
         f"  {start} experiment=demo",
         f"  {start} experiment=alpaca_gpt2_full data.sources.alpaca.path=FILE zero=2 optim.lr=1e-5",

@@ -1,13 +1,16 @@
-"""Sentences for what is wrong with a config: path, value, what is allowed, and for a typo the nearest key."""
+"""Sentences about the problems of a config: the setting, its value, the allowed values, the nearest key for a typo."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from conf import walk
+from conf.advice.names import key_for, value_for
+from conf.advice.near import nearest, nearest_is_close
+from conf.errors import shown
+from conf.schema.fields import LARGEST, Also
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 KINDS: dict[type, str] = {
@@ -15,24 +18,13 @@ KINDS: dict[type, str] = {
 }  # fmt: skip
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The known name most like ``word``; a name that merely goes on longer (alpca, alpaca_gpt2) counts as alike."""
-
-    def likeness(name: str) -> float:
-        whole = difflib.SequenceMatcher(None, word.lower(), name.lower()).ratio()
-        head = difflib.SequenceMatcher(None, word.lower(), name[: len(word) + 1].lower()).ratio()
-        return max(whole, 0.9 * head)
-
-    return max(known, key=likeness, default="")
-
-
 def dotted(path: Sequence[str | int]) -> str:
-    """``data.sources.a``; a key that is not printable is shown escaped, so that a path is always one line."""
+    """The path as ``data.sources.a``. Unprintable keys are escaped, so that a path is always one line."""
     return ".".join(str(key) if str(key).isprintable() else repr(key) for key in path)
 
 
 def allowed(annotation: Any) -> str:
-    """What may stand at ``annotation``, in words: ``an integer >= 1, or auto``."""
+    """The values that ``annotation`` allows, in words: ``an integer >= 1, or auto``."""
     return ", or ".join(dict.fromkeys(_allowed_one(member) for member in walk.members(annotation)))
 
 
@@ -47,24 +39,20 @@ def _allowed_one(member: Any) -> str:
     if base is str and any(getattr(each, "pattern", None) for each in constraints):
         return "a name of letters, digits, '.', '_' and '-' that begins with a letter or digit"
     words = {bool: "true, false", int: "an integer", float: "a number", str: "text", type(None): "null"}
-    return words.get(base, "a mapping") + _bounds(constraints)
+    also = "".join(f", or {each.word}" for each in constraints if isinstance(each, Also))
+    return words.get(base, "a mapping") + _bounds(constraints) + also
 
 
 def _bounds(constraints: Iterable[Any]) -> str:
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     parts = [
-        f"{sign} {getattr(each, name)}" for each in constraints for name, sign in signs.items() if hasattr(each, name)
+        f"{sign} {getattr(each, name)}"
+        for each in constraints
+        for name, sign in signs.items()
+        if getattr(each, name, LARGEST) != LARGEST
     ]
     lengths = [str(each.min_length) for each in constraints if hasattr(each, "min_length")]
     return (" " + " and ".join(parts) if parts else "") + (f" of {lengths[0]}" if lengths else "")
-
-
-def shown(value: Any) -> str:
-    """A value as the user would write it in yaml, cut to 80 characters."""
-    text = (
-        {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else repr(value)
-    )
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def field_problems(errors: Sequence[Mapping[str, Any]], raw: Any, root: Any) -> dict[walk.Path, str]:
@@ -90,13 +78,13 @@ def _at(raw: Any, path: walk.Path) -> Any:
 
 
 def _stray_keys(path: walk.Path, raw: Any, root: Any) -> list[walk.Path]:
-    """Keys at ``path`` that no member of the union there has."""
+    """The keys at ``path`` that no member of the union declares."""
     known = walk.keys_at(walk.annotation_at(root, path, raw))
     return [(*path, key) for key in _at(raw, path) if key not in known]
 
 
 def _real_path(loc: Sequence[str | int], raw: Any, missing: bool) -> walk.Path:
-    """Pydantic's location without what it adds (names of union members, ``[key]``): only keys that stand in ``raw``."""
+    """Pydantic's location without its own additions (names of union members, ``[key]``): only keys of ``raw``."""
     path: list[str | int] = []
     content = raw
     for position, key in enumerate(loc):
@@ -111,7 +99,7 @@ def _real_path(loc: Sequence[str | int], raw: Any, missing: bool) -> walk.Path:
 
 def _line(kind: str, loc: Sequence[str | int], path: walk.Path, raw: Any, root: Any) -> str:
     if loc and loc[-1] == "[key]":
-        return f"{dotted(path)}: {shown(path[-1])} cannot be a name here; allowed: {_allowed_name()}"
+        return f"{dotted(path)}: {shown(path[-1])} is not a valid name; allowed: {_allowed_name()}"
     annotation = walk.annotation_at(root, path, raw)
     if annotation is None:
         return _unknown_key(path, raw, root)
@@ -120,7 +108,7 @@ def _line(kind: str, loc: Sequence[str | int], path: walk.Path, raw: Any, root: 
         return f"{dotted(path)}: missing; it needs {_wanted(path, annotation, root, raw)}"
     got = f"got {shown(value)} ({KINDS.get(type(value), type(value).__name__)})"
     line = f"{dotted(path) or 'the config'}: {got}; allowed: {_wanted(path, annotation, root, raw)}"
-    advice = hint(value, annotation)
+    advice = value_for(dotted(path), value) or hint(value, annotation)
     return f"{line}; {advice}" if advice else line
 
 
@@ -138,6 +126,8 @@ def _wanted(path: walk.Path, annotation: Any, root: Any, raw: Any) -> str:
 
 def _unknown_key(path: walk.Path, raw: Any, root: Any) -> str:
     key, where = str(path[-1]), path[:-1]
+    if meant := key_for(key):
+        return f"{dotted(path)}: unknown key; here it is {meant}"
     content = _at(raw, where)
     parent = walk.annotation_at(root, where, raw)
     keys = walk.keys_at(parent, content)
@@ -154,13 +144,11 @@ def _unknown_key(path: walk.Path, raw: Any, root: Any) -> str:
     return f"{dotted(path)}: unknown key; did you mean {guess}? (keys here: {', '.join(keys)})"
 
 
-def nearest_is_close(word: str, known: Iterable[str]) -> bool:
-    return bool(difflib.get_close_matches(word, list(known), n=1, cutoff=0.75))
-
-
 def hint(value: Any, annotation: Any) -> str:
-    """What probably happened to ``value`` on its way through yaml, and what to write instead; empty if unclear."""
+    """How yaml probably changed ``value``, and what to write instead; empty if that is unclear."""
     bases = [walk.unwrap(member)[0] for member in walk.members(annotation)]
+    if isinstance(value, int) and value > LARGEST:
+        return "no run counts so far"
     words = [each for base in bases if get_origin(base) is Literal for each in get_args(base)]
     if isinstance(value, bool) and (str in bases or any(isinstance(word, str) for word in words)):
         read = "yes/on/true" if value else "no/off/false"
@@ -179,7 +167,7 @@ def hint(value: Any, annotation: Any) -> str:
 
 
 def without(raw: Any, paths: Iterable[walk.Path]) -> Any:
-    """A copy of ``raw`` that lacks what stands at ``paths``."""
+    """A copy of ``raw`` without the values at ``paths``."""
     ends = {path[0] for path in paths if len(path) == 1}
     if isinstance(raw, list):
         return list(raw)

@@ -1,6 +1,6 @@
-"""The schema by path: which type is declared at ``data.sources.alpaca.rows``, and which keys exist there.
+"""Looks up the schema by path: the type declared at ``data.sources.alpaca.rows``, and the keys that exist there.
 
-Everything follows from the dataclasses' annotations, so a new field or section needs no change here.
+It reads the annotations of the dataclasses, so a new field or section needs no change here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def members(annotation: Any) -> list[Any]:
 
 
 def discriminator(annotation: Any) -> str | None:
-    """The key that tells the members of a tagged union apart (``method`` of ``tuning``), if there is one."""
+    """The key that selects the member of a tagged union (``method`` of ``tuning``); None for anything else."""
     if get_origin(annotation) is Annotated:
         for each in get_args(annotation)[1:]:
             if isinstance(each, FieldInfo) and isinstance(each.discriminator, str):
@@ -50,12 +50,12 @@ def hints(section: Any) -> dict[str, Any]:
 
 
 def tag_of(section: Any, key: str) -> str:
-    """The literal that stands under ``key`` for this member of a tagged union."""
+    """The literal value of ``key`` that selects this member of a tagged union."""
     return str(get_args(hints(section)[key])[0])
 
 
 def sections(annotation: Any, content: Any = None) -> list[Any]:
-    """Dataclasses that may stand at ``annotation``; of a tagged union only the one that ``content`` names, if any."""
+    """The dataclasses that ``annotation`` allows; of a tagged union only the one that ``content`` selects, if any."""
     found = [base for base in (unwrap(member)[0] for member in members(annotation)) if is_dataclass(base)]
     key = discriminator(annotation)
     if key and isinstance(content, dict):
@@ -89,7 +89,7 @@ def annotation_at(root: Any, path: Sequence[str | int], raw: Any) -> Any | None:
 
 
 def step_into(content: Any, key: str | int) -> Any:
-    """``content[key]``, or None where there is no such thing."""
+    """``content[key]``, or None if ``content`` has no such key or index."""
     if isinstance(content, dict):
         return content.get(key)
     if isinstance(content, list) and isinstance(key, int) and -len(content) <= key < len(content):
@@ -97,13 +97,20 @@ def step_into(content: Any, key: str | int) -> Any:
     return None
 
 
+def value_at(content: Any, path: Sequence[str | int]) -> Any:
+    """The value at ``path`` below ``content``, or None; the index of a list may be text."""
+    for key in path:
+        content = step_into(content, int(key) if isinstance(content, list) and str(key).isdecimal() else key)
+    return content
+
+
 def keys_at(annotation: Any, content: Any = None) -> list[str]:
-    """Keys that may stand below ``annotation``; empty where any name is free (sources, model.config)."""
+    """The keys allowed below ``annotation``; empty if every name is allowed (sources, model.config)."""
     return list(dict.fromkeys(key for section in sections(annotation, content) for key in hints(section)))
 
 
 def dotted_fields(root: Any, prefix: str = "", above: tuple[Any, ...] = ()) -> Iterator[str]:
-    """Every path the schema declares, such as ``optim.lr``; NAME stands for a free name, and no section repeats."""
+    """Every path that the schema declares, such as ``optim.lr``. NAME stands for any name; no section appears twice."""
     for key, annotation in hints(root).items():
         yield prefix + key
         for section in sections(annotation):
@@ -115,7 +122,7 @@ def dotted_fields(root: Any, prefix: str = "", above: tuple[Any, ...] = ()) -> I
 
 
 def is_text(annotation: Any) -> bool:
-    """True if only text (or null) may stand at ``annotation``."""
+    """True if ``annotation`` allows text (or null) only."""
     bases = [unwrap(member)[0] for member in members(annotation)]
     kinds = [base for base in bases if base is not type(None)]
     return bool(kinds) and all(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
-
 from conf.compose import config_from_argv
 from conf.errors import leave_with_code
-from data_prep import report
+from conf.safety.console import SafeConsole
 from data_prep.prepare import prepare
+from data_prep.report import write_report
+from data_prep.report.terminal import show
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     argv = sys.argv[1:]
     cfg, _ = config_from_argv(argv, command="data_prep")
     path = prepare(cfg, argv=argv)
-    report.show(report.write(cfg, path), Console())
+    show(write_report(cfg, path), SafeConsole())
     print(f"\ncorpus      {path}\nreport      {path / 'report.html'}\nquarantine  {path / 'quarantine.jsonl'}")
 
 

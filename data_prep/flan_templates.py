@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from conf.durable import write_whole
 from conf.errors import BadData, CannotCreate, ConfigError, MissingInput, leave_with_code
-from data_prep.files import GZIP_MAGIC
+from data_prep.disk.decode import GZIP_MAGIC
 
 ZERO_SHOT = {
     "zero_shot": "",
@@ -52,7 +53,7 @@ def _lines(source: Path, tables: Mapping[str, Any], table: str, task: str) -> li
 def _write(path: Path, lines: list[dict[str, str]]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+        write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     except OSError as error:
         raise CannotCreate(f"cannot write {path}: {error.strerror or error}.") from error
 

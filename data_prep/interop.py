@@ -7,7 +7,8 @@
 A row is ``{"input_ids", "labels", "position_ids"}``, int64 [tokens] each: ``labels[i]`` is the token at i, or -100
 where nothing is learnt (HF's models shift them); positions restart at 0 with every sample, which is what keeps the
 samples of a row apart in attention kernels that look at them. Rows are as long as their samples: padding is the
-collator's choice.
+collator's choice. Where a source has weights, every row has ``weights`` too, float32 [tokens]: how much each label
+counts, 0 where there is none. A trainer that takes no weights trains on something else then.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conf.errors import ConfigError
-from data_prep.shards import Split
-from data_prep.stream import PackedRow, Stream, rank_rows
-from data_prep.windows import Window
+from data_prep.corpus.shards import Split
+from data_prep.stream.stream import PackedRow, Stream, rank_rows
+from data_prep.stream.windows import Window
 
 IGNORE = -100
 
@@ -30,7 +32,7 @@ KEPT_WINDOWS = 4
 """Planned windows that a PackedView keeps: neighbours for a loader that reads a little out of order."""
 
 NAMES = ("input_ids", "labels", "position_ids")
-Row = dict[str, NDArray[np.int64]]
+Row = dict[str, NDArray[Any]]
 
 
 def row_arrays(packed: PackedRow, splits: Sequence[Split]) -> Row:
@@ -46,8 +48,10 @@ def rows_arrays(rows: Sequence[PackedRow], splits: Sequence[Split]) -> list[Row]
     joined as bytes for the same reason, in bytearrays where the arrays are handed out, because those can be written to.
     """
     pieces = [splits[source].buffers(row) for packed in rows for source, row in packed.samples]
+    weighted = any(split.row_weights is not None for split in splits)
     if not pieces:
-        return [{name: np.zeros(0, np.int64) for name in NAMES} for _ in rows]
+        nothing: Row = {name: np.zeros(0, np.int64) for name in NAMES}
+        return [nothing | ({"weights": np.zeros(0, np.float32)} if weighted else {}) for _ in rows]
     ids = np.frombuffer(b"".join([ids for ids, _ in pieces]), np.int32).astype(np.int64)
     lengths = [len(mask) for _, mask in pieces]
     starts = np.cumsum([0, *lengths])
@@ -57,10 +61,22 @@ def rows_arrays(rows: Sequence[PackedRow], splits: Sequence[Split]) -> list[Row]
     positions = np.frombuffer(bytearray().join([counting[: 8 * length] for length in lengths]), np.int64)
     labels = np.where(learnt, ids, IGNORE)
     ends = starts[np.cumsum([0, *(len(packed.samples) for packed in rows)])].tolist()
-    return [
-        {"input_ids": ids[start:end], "labels": labels[start:end], "position_ids": positions[start:end]}
-        for start, end in pairwise(ends)
-    ]
+    columns: Row = {"input_ids": ids, "labels": labels, "position_ids": positions}
+    if weighted:
+        columns["weights"] = _weights(rows, splits, learnt)
+    return [{name: column[start:end] for name, column in columns.items()} for start, end in pairwise(ends)]
+
+
+def _weights(rows: Sequence[PackedRow], splits: Sequence[Split], learnt: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """How much each label of ``rows`` counts: what its source says, 1 in a source without weights."""
+    found = learnt.astype(np.float32)
+    at = 0
+    for source, row in (sample for packed in rows for sample in packed.samples):
+        length, weights = int(splits[source].lengths[row]), splits[source].weights(row)
+        if weights is not None:
+            found[at : at + length] *= weights
+        at += length
+    return found
 
 
 def labels_of(ids: NDArray[np.int32], mask: NDArray[np.uint8]) -> NDArray[np.int64]:

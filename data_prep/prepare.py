@@ -11,7 +11,6 @@ or a change of one, does not redo the others; the older corpus stays as it is.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -21,19 +20,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from conf.disk.folders import own_folder, refuse_foreign_content
+from conf.durable import LockHeld, commit, take_lock
 from conf.errors import BadData, CannotCreate, ConfigError, StorageError
+from conf.safety.console import SafeConsole
+from conf.safety.secrets import redact, redact_text
 from conf.schema import RunConfig
-from data_prep import decontaminate, identity, merge, pool, raw, reuse, vocabulary
-from data_prep.block import Job
-from data_prep.durable import commit, file_digest
-from data_prep.jobs import job_of, raw_files
-from data_prep.manifest import MANIFEST, VERSION, read_manifest
-from data_prep.progress import Progress
-from data_prep.shards import open_corpus
-from data_prep.staging import is_remote
-from data_prep.tokenizer import Tokenizer
+from data_prep.advice import refused
+from data_prep.advice.recognised import recognised
+from data_prep.blocks import merge, vocabulary
+from data_prep.blocks import workers as pool
+from data_prep.blocks.process import BLOCK_FORMAT, Job
+from data_prep.blocks.progress import Progress
+from data_prep.corpus import identity, reuse
+from data_prep.corpus.manifest import MANIFEST, TOKENIZER, entry_of, files_below, version_of
+from data_prep.corpus.shards import open_corpus
+from data_prep.corpus.staging import is_remote
+from data_prep.filters import decontaminate
+from data_prep.finished import check_finished
+from data_prep.jobs import chats, job_of, notes, raw_files
+from data_prep.rows import raw
+from data_prep.tokenizer.tokenizer import Tokenizer
 
 WORK = ".work"
 
@@ -43,88 +50,65 @@ def prepare(cfg: RunConfig, *, argv: Sequence[str]) -> Path:
 
     ``argv`` is written into the report. Raises ConfigError (the folder holds another corpus, settings that cannot
     work), MissingInput (a raw file, the tokenizer), BadData (over the bad-row budget, a broken or changed raw file),
-    CannotCreate (the folder, or another process prepares in it) and StorageError.
+    CannotCreate (the folder, or another process prepares in it), PermissionDenied (a folder or link of another user)
+    and StorageError.
     """
     if is_remote(cfg.data.prepared):
         raise ConfigError(
-            f"data.prepared: {cfg.data.prepared} is a URL, which is only read; prepare into a folder and copy it there"
+            f"data.prepared: {cfg.data.prepared} is a URL, which is only read; "
+            "prepare into a folder, then copy the folder to the URL"
         )
     path = identity.corpus_path(cfg)
     if (path / MANIFEST).is_file():
-        _check_finished(cfg, path)
+        check_finished(cfg, path)
         return path
     with _locked(path):
-        if (path / MANIFEST).is_file():  # another process finished it while this one waited to look
-            _check_finished(cfg, path)
+        if (path / MANIFEST).is_file():  # another process finished it before this one got the lock
+            check_finished(cfg, path)
             return path
         _Preparation(cfg, path, list(argv)).run()
     return path
 
 
-def _check_finished(cfg: RunConfig, path: Path) -> None:
-    manifest = read_manifest(path)
-    asked = identity.identity(cfg)
-    if manifest["config_sha256"] != identity.digest_of(asked):
-        first = f"data.prepared: {path} holds another corpus; name another folder beside it (sources that are the same "
-        first += "are taken over from here), or delete it to prepare anew"
-        raise ConfigError([first, *identity.differences(manifest["config"], asked)])
-    finished = (path / MANIFEST).stat().st_mtime
-    named = [(f"data.sources.{name}.path", each) for name, entries in manifest["files"].items() for each in entries]
-    named += [("data.decontaminate.paths", each) for each in manifest.get("evaluation_files", ())]
-    for key, entry in named:
-        file = Path(entry["path"])
-        if file.is_file() and (changed := _change(file, entry, finished)):
-            raise BadData(
-                f"{file} ({key}) has changed since {path} was prepared from it ({changed}); "
-                "restore it, or delete the corpus to prepare it anew."
-            )
-
-
-def _change(file: Path, entry: dict[str, Any], finished: float) -> str:
-    """How a raw file differs from its MANIFEST entry; its hash is taken only if it was touched since."""
-    status = file.stat()
-    if status.st_size != entry["bytes"]:
-        return f"{entry['bytes']:,} bytes then, {status.st_size:,} now"
-    if status.st_mtime > finished and file_digest(file) != entry["xxh3"]:
-        return "same size, other content"
-    return ""
-
-
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("w")
+        own_folder(path, "data.prepared")
+        refuse_foreign_content(path, "data.prepared")
+        lock = take_lock(path / ".lock")
+    except LockHeld:
+        raise CannotCreate(f"another process is preparing {path}; wait for it, or stop it first.") from None
     except OSError as error:
         raise CannotCreate(f"data.prepared: cannot create {path}: {error.strerror or error}.") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CannotCreate(f"another process is preparing {path}; wait for it, or stop it first.") from error
         yield
 
 
 class _Preparation:
-    """The stages, in order; what they share is here."""
+    """The steps of one preparation in their order, and the values that they share."""
 
     def __init__(self, cfg: RunConfig, path: Path, argv: list[str]) -> None:
         self.cfg, self.path, self.argv = cfg, path, argv
         self.work = path / WORK
-        self.console = Console(stderr=True)
+        self.console = SafeConsole(stderr=True)
         self.leaves = dict(sorted(identity.leaves(cfg.data.sources).items()))
-        """Files that ``select`` leaves out, by source."""
         self.started = time.monotonic()
 
     def run(self) -> None:
         self._refuse_foreign_files()
-        found = {name: raw_files(self.cfg, name) for name in self.leaves}
-        self.raw = {name: kept for name, (kept, _) in found.items()}
-        self.left_out = {name: others for name, (_, others) in found.items()}
+        self.found = {name: raw_files(self.cfg, name) for name in self.leaves}
+        self.raw = {name: found.kept for name, found in self.found.items()}
+        self.notes = {
+            name: list(notes(found, self.leaves[name], f"data.sources.{name}")) for name, found in self.found.items()
+        }
+        for line in (line for lines in self.notes.values() for line in lines):
+            self.console.print(line, highlight=False, soft_wrap=True)
         self.evaluation = self._evaluation_files()
         self.overlap = self._overlap()
         tokenizer = self._tokenizer()
+        self.new_ids = vocabulary.tell_growth(self.cfg, tokenizer, self.console)
         jobs = [self._job(name) for name in self.leaves]
+        self._tell_templates(jobs)
         identities = {job.source: self._identity(job, tokenizer.fingerprint) for job in jobs}
         self._forget_other_sources()
         reused = self._reused(identities)
@@ -136,12 +120,16 @@ class _Preparation:
         merge.write_quarantine(self.path / reuse.QUARANTINE, sources)
         self._check_budget(sources)
         entries = {each.source: each.write(self.path) | {"identity": identities[each.source]} for each in sources}
+        self._refuse_nothing(entries)
         self._write_timing(sorted(reused))
-        self._finish(entries, {job.source: job.template for job in jobs}, tokenizer)
+        self._finish(entries, {job.source: job.stages.encode.template for job in jobs}, tokenizer)
 
     def _refuse_foreign_files(self) -> None:
         if "tokenizer" in self.leaves:
-            raise ConfigError("data.sources.tokenizer: that name is taken by the corpus's tokenizer; choose another")
+            raise ConfigError(
+                "data.sources.tokenizer: a corpus keeps its tokenizer in a folder of that name; "
+                "give the source another name"
+            )
         ours = {".lock", WORK, "tokenizer", reuse.QUARANTINE}
         found = {each.name for each in self.path.iterdir()} - ours
         if found and not self.work.is_dir():
@@ -166,14 +154,23 @@ class _Preparation:
         return str(folder)
 
     def _tokenizer(self) -> Tokenizer:
-        """The corpus's tokenizer; one of another config, or learnt from other rows, is thrown away."""
+        """The corpus's tokenizer. A tokenizer of another config, or learnt from other records, is deleted first."""
         jobs = [self._job(name) for name in self.leaves]
         now: dict[str, Any] = identity.identity(self.cfg)["model"]
         if now["tokenizer"]["reference"] == "train":
             now |= {"rows": [self._identity(job, "") for job in jobs]}
         self._keep_if(self.work / ".tokenizer.json", identity.digest_of(now), self.path / "tokenizer")
-        chats = [f"data.sources.{job.source}.template" for job in jobs if job.template == "chat"]
-        return vocabulary.provide(self.cfg, self.path / "tokenizer", jobs, chats)
+        return vocabulary.provide(self.cfg, self.path / "tokenizer", jobs, chats(self.cfg))
+
+    def _tell_templates(self, jobs: list[Job]) -> None:
+        templates = {job.source: job.stages.encode.template for job in jobs}
+        if len({*templates.values()}) > 1 and "chat" in templates.values():
+            each = ", ".join(f"{name}: {template}" for name, template in templates.items())
+            self.console.print(
+                f"data.sources: the sources are written in different templates ({each}); the export talks in the chat "
+                "template. Set template: chat at the others to write all alike.",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
 
     def _identity(self, job: Job, fingerprint: str) -> str:
         found = {"files": _hashes(self.raw[job.source]), "evaluation": _hashes(self.evaluation)}
@@ -183,13 +180,13 @@ class _Preparation:
         """Sources that another corpus has already; raises BadData for a rejected row if none is allowed."""
         found = reuse.find(self.path, identities)
         for name, each in found.items():
-            self.console.print(f"{name}: the same as in {each.corpus}, taken over from there", highlight=False)
+            self.console.print(f"{name}: unchanged since {each.corpus}, reused from there", highlight=False)
             if self.cfg.data.on_bad_row == "fail" and each.rejected:
                 raise pool.bad_row(next(each.quarantine()))
         return found
 
     def _forget_other_sources(self) -> None:
-        """Throw away what an earlier attempt left of sources that the config no longer has."""
+        """Delete the work of an earlier attempt on sources that the config no longer has."""
         for folder in self.work.iterdir():
             if folder.is_dir() and folder.name not in self.leaves and not folder.name.startswith("."):
                 shutil.rmtree(folder)
@@ -198,11 +195,11 @@ class _Preparation:
     def _open_work(self, job: Job, now: str) -> None:
         """Keep finished blocks of a source only if they are of the same settings, raw files and tokenizer."""
         folder = Path(job.folder)
-        self._keep_if(folder / "identity.json", now, folder, self.path / job.source)
+        self._keep_if(folder / "identity.json", f"{now} {BLOCK_FORMAT}", folder, self.path / job.source)
 
     def _keep_if(self, mark: Path, now: str, *folders: Path) -> None:
-        """Throw ``folders`` away unless ``mark`` says that they belong to ``now``; then it does."""
-        if mark.is_file() and json.loads(mark.read_text()) == now:
+        """Delete ``folders`` unless ``mark`` says that they belong to ``now``, and write ``now`` into ``mark``."""
+        if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == now:
             return
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
@@ -210,9 +207,8 @@ class _Preparation:
         commit(mark, json.dumps(now).encode())
 
     def _job(self, name: str) -> Job:
-        paths = tuple(each.name for each in self.raw[name])
         folders = {"tokenizer": self.path / "tokenizer", "folder": self.work / name}
-        return job_of(self.cfg, name, paths, overlap=self.overlap, **folders)
+        return job_of(self.cfg, name, self.found[name], overlap=self.overlap, **folders)
 
     def _blocks(self, jobs: list[Job]) -> list[merge.Merged]:
         total = sum(each.bytes for found in self.raw.values() for each in found)
@@ -229,30 +225,43 @@ class _Preparation:
     def _check_unchanged(self) -> None:
         for each in [*self.evaluation, *(each for found in self.raw.values() for each in found)]:
             if each.is_changed():
-                raise BadData(f"{each.name} was changed while it was read; run the preparation again.")
+                raise BadData(f"{each.name} changed while preparation read it; run the preparation again.")
 
     def _check_budget(self, sources: list[merge.Finished]) -> None:
-        """Stop if a source lost more rows than allowed, or has none."""
-        budget = self.cfg.data.bad_row_budget
-        for each in sources:
-            rows, lost = each.rows, each.rejected.total()
-            name = f"data.sources.{each.source}"
-            if rows == 0 and each.left_out:
-                raise BadData(f"{name}.select: takes none of the {each.left_out:,} rows of its files; mend or drop it.")
-            if rows == 0:
-                raise BadData(f"{name}: no rows in {', '.join(found.name for found in self.raw[each.source])}.")
-            if lost > budget * rows or lost == rows:
-                reasons = ", ".join(f"{reason} {count:,}" for reason, count in each.rejected.most_common())
-                raise BadData(
-                    f"{name}: {lost:,} of {rows:,} rows ({lost / rows:.1%}) were rejected, over "
-                    f"data.bad_row_budget={budget}: {reasons}; see each of them in {self.path / reuse.QUARANTINE}, "
-                    "then mend the rows, change data.clean or data.seq_len, or raise the budget."
-                )
+        """Raise BadData for all sources that lost more records than the budget allows, or have none."""
+        problems = [line for each in sources for line in self._over_budget(each)]
+        if problems:
+            raise BadData("\n".join([*problems, f"all rejected rows stand in {self.path / reuse.QUARANTINE}."]))
+
+    def _refuse_nothing(self, entries: dict[str, dict[str, Any]]) -> None:
+        """Raise BadData if no source has a row to train on."""
+        if all(entry["splits"]["train"]["rows"] == 0 for entry in entries.values()):
+            names = ", ".join(entries)
+            raise BadData(
+                f"data.sources: no row is left to train on (of {names}): all are rejected or held out; see "
+                f"{self.path / reuse.QUARANTINE}, or set validation_fraction lower."
+            )
+
+    def _over_budget(self, each: merge.Finished) -> Iterator[str]:
+        name, budget = f"data.sources.{each.source}", self.cfg.data.bad_row_budget
+        if each.rows == 0 and each.left_out:
+            raise BadData(
+                f"{name}.select: none of the {each.left_out:,} rows of its files match; "
+                "correct select, or remove the source."
+            )
+        if each.rows == 0:
+            raise BadData(f"{name}: no rows in {', '.join(found.name for found in self.raw[each.source])}.")
+        lost = each.rejected.total()
+        if lost > budget * each.rows or lost == each.rows:
+            yield refused.over_budget(each.source, each.rows, each.rejected, budget)
+            leaf = recognised(self.leaves[each.source], name)
+            said = refused.explained(each.source, leaf, each.rejected, each.quarantine())
+            yield from (f"  {line}" for line in said)
 
     def _finish(self, entries: dict[str, dict[str, Any]], templates: dict[str, str], tokenizer: Tokenizer) -> None:
         content = identity.identity(self.cfg)
         manifest = {
-            "version": VERSION,
+            "version": version_of(entries),
             "tokenizer": {
                 "fingerprint": tokenizer.fingerprint,
                 "reference": content["model"]["tokenizer"]["reference"],
@@ -260,15 +269,18 @@ class _Preparation:
                 "bos_id": tokenizer.bos_id,
                 "eos_id": tokenizer.eos_id,
                 "pad_id": tokenizer.pad_id,
+                **({"new_ids": self.new_ids} if self.new_ids else {}),
+                "files": [entry_of(each, self.path) for each in files_below(self.path / TOKENIZER)],
             },
             "template": templates,
             "config_sha256": identity.digest_of(content),
-            "config": content,
+            "config": redact(content),
             "seq_len": self.cfg.data.seq_len,
             "max_tokens": max(each["max_tokens"] for each in entries.values()),
             "min_vocab": max(each["min_vocab"] for each in entries.values()),
             "files": {name: _as_entries(found) for name, found in self.raw.items()},
-            "files_left_out": {name: found for name, found in self.left_out.items() if found},
+            "files_left_out": redact({name: each.left_out for name, each in self.found.items() if each.left_out}),
+            "notes": redact({name: lines for name, lines in self.notes.items() if lines}),
             "evaluation_files": _as_entries(self.evaluation),
             "sources": entries,
         }
@@ -280,7 +292,7 @@ class _Preparation:
         shutil.rmtree(self.work, ignore_errors=True)
 
     def _write_timing(self, reused: list[str]) -> None:
-        """What is true of this preparation but not of the corpus; the report takes it up."""
+        """Facts of this preparation, not of the corpus; the report shows them."""
         content = {
             "command": identity.prepare_command(self.cfg, self.argv),
             "seconds": round(time.monotonic() - self.started, 2),
@@ -289,7 +301,7 @@ class _Preparation:
             "processors": os.cpu_count(),
         }
         try:
-            commit(self.path / "preparation.json", json.dumps(content, indent=1).encode())
+            commit(self.path / "preparation.json", json.dumps(redact(content), indent=1).encode())
         except OSError as error:
             raise StorageError(f"cannot write to {self.path}: {error.strerror or error}.") from error
 
@@ -300,4 +312,4 @@ def _hashes(found: list[raw.Raw]) -> list[tuple[str, str]]:
 
 def _as_entries(found: list[raw.Raw]) -> list[dict[str, Any]]:
     """As the MANIFEST lists files."""
-    return [{"path": each.name, "bytes": each.bytes, "xxh3": each.xxh3} for each in found]
+    return [{"path": redact_text(each.name), "bytes": each.bytes, "xxh3": each.xxh3} for each in found]

@@ -1,32 +1,48 @@
-"""Composes a config, checks it, prepares its corpus where it is absent, and starts the run.
+"""Compose and check a config, prepare its corpus if that is missing, and start the run.
 
-On this machine (cluster=local) it stays and supervises: torchrun is started again from the last good checkpoint when a
-rank dies. With cluster=slurm it submits slurm/train.sh and leaves. `-m key=a,b` makes one run of every combination.
+On this machine (cluster=local) the command supervises the run: when a rank dies, torchrun is started again from the
+last good checkpoint. With cluster=slurm it submits slurm/train.sh and exits. `-m key=a,b` starts one run for every
+combination of values.
 
   python -m launch plan experiment=NAME [--json] [--trace] [--sweep nodes=1,8,64 [--plot FILE.png]]
-                                                    memory, time and communication; starts nothing
-  python -m launch where experiment=NAME            prints the run's folder
+                                                    print memory, time and communication; start nothing
+  python -m launch where experiment=NAME            print the folder of the run
+  python -m launch preflight experiment=NAME        is this machine fit for the run? (all nodes: slurm/preflight.sh)
+  python -m launch status|logs|cancel run_dir=DIR   how a run stands, its log, asking it to stop
+  python -m launch --dry-run ...                    print what would be submitted or started; start nothing
 """
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from conf.compose import config_from_argv
 from conf.errors import ConfigError, CorralError, describe, leave_with_code
+from conf.safety.secrets import redact_text
 from conf.schema import RunConfig
-from launch import plan_plot, plan_sweep
-from launch.batch_job import begin, finish
-from launch.plan import one_line, planned, size, table, to_json, traced
-from launch.prepare import ensure_corpus
-from launch.slurm import submit
-from launch.sweep import combinations, override
-from launch.torchrun import job_for, supervise
+from launch.follow import ask_to_stop, show_logs, show_status
+from launch.plan import plot as plan_plot
+from launch.plan import sweep as plan_sweep
+from launch.plan.table import before_start, planned, size, table, to_json, traced
+from launch.preflight.command import preflight
+from launch.preflight.gpus import listed_gpus
+from launch.prepare import ensure_corpus, is_prepared
+from launch.run_dir import make_logs, refuse_changes
+from launch.slurm import array
+from launch.slurm.batch_job import begin, finish
+from launch.slurm.submit import shown, steps, submit
+from launch.sweep import Combination, combinations, override
+from launch.torchrun import job_for, supervise, torchrun_command
 
+PER_CORE = 8
+"""Processes that a CPU core can bear in a trial."""
 SAID_BY_ITSELF = (0, 65, 66, 69, 71, 73, 77, 78)
-"""Codes whose sentence rank 0 has printed already."""
+"""Codes for which rank 0 has already printed its sentence."""
 
 
 def main() -> int:
@@ -34,20 +50,35 @@ def main() -> int:
     word, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("", argv)
     if word:
         return COMMANDS[word](rest)
-    if "-m" in rest or "--multirun" in rest:
-        return sweep([each for each in rest if each not in ("-m", "--multirun")])
-    return start(rest)
+    options = {word for word in rest if word in ("-m", "--multirun", "--dry-run")}
+    rest = [word for word in rest if word not in options]
+    dry = "--dry-run" in options
+    return start(rest, dry=dry) if options <= {"--dry-run"} else sweep(rest, dry=dry)
 
 
-def start(arguments: Sequence[str]) -> int:
-    """One run, from its command line to its exit code."""
+def start(arguments: Sequence[str], *, dry: bool = False) -> int:
+    """Start one run, or show (``dry``) what would be started; returns its exit code."""
     cfg, _ = config_from_argv(arguments, command="launch")
-    print(one_line(cfg), flush=True)
-    if cfg.cluster.kind == "slurm":
-        job = submit(cfg, arguments)
-        print(f"corral: submitted as job {job}; its log is {Path(cfg.run_dir) / 'logs' / f'slurm-{job}.log'}")
+    refuse_changes(cfg)
+    print(before_start(cfg), flush=True)
+    if cfg.cluster.kind == "local":
+        return show_start(cfg, arguments) if dry else start_here(cfg, arguments)
+    if dry:
+        print(shown(steps(cfg, arguments)))
         return 0
-    return start_here(cfg, arguments)
+    for what, job in submit(cfg, arguments).items():
+        said = "submitted as" if what == "train" else "prepares the corpus:" if what == "prepare" else "then evaluates:"
+        print(f"corral: {said} job {job}; its log is {Path(cfg.run_dir) / 'logs' / f'slurm-{job}.log'}")
+    print(f"corral: python -m launch status run_dir={shlex.quote(cfg.run_dir)} says how it stands (logs, cancel)")
+    return 0
+
+
+def show_start(cfg: RunConfig, arguments: Sequence[str]) -> int:
+    """Print the commands of a run on this machine."""
+    if not is_prepared(cfg):
+        print(redact_text(shlex.join([sys.executable, "-m", "data_prep", *arguments])))
+    print(redact_text(shlex.join(torchrun_command(cfg.cluster.gpus_per_node, arguments))))
+    return 0
 
 
 def start_here(cfg: RunConfig, arguments: Sequence[str]) -> int:
@@ -56,6 +87,8 @@ def start_here(cfg: RunConfig, arguments: Sequence[str]) -> int:
             f"cluster.nodes={cfg.cluster.nodes} with cluster.kind=local: this machine is one node; "
             "set cluster.nodes=1 and cluster.gpus_per_node, or cluster=slurm"
         )
+    refuse_crowd(cfg.cluster.gpus_per_node)
+    make_logs(Path(cfg.run_dir))  # before minutes of preparation
     code = ensure_corpus(cfg, arguments)
     if code:
         return code
@@ -68,6 +101,8 @@ def start_here(cfg: RunConfig, arguments: Sequence[str]) -> int:
         threads=cfg.compute.threads,
     )
     ended = supervise(job)
+    if ended.code == 0:
+        print(f"corral: done; {next_step(cfg)}", flush=True)
     if ended.code not in SAID_BY_ITSELF:
         print(f"corral: ended with {ended.code}: {ended.reason}; {ended.hint}", file=sys.stderr, flush=True)
     elif ended.code:
@@ -75,15 +110,46 @@ def start_here(cfg: RunConfig, arguments: Sequence[str]) -> int:
     return ended.code
 
 
-def sweep(arguments: Sequence[str]) -> int:
-    """Every combination one after the other (on SLURM: submitted); the first code that is not 0."""
+def refuse_crowd(processes: int) -> None:
+    """Raise ConfigError for more processes than this machine can hold: one per GPU, or a few per CPU core."""
+    if processes == 1:
+        return
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = len(listed_gpus() or []) if chosen is None else len([each for each in chosen.split(",") if each.strip()])
+    cores = os.cpu_count() or 1
+    if 0 < gpus < processes:
+        raise ConfigError(
+            f"cluster.gpus_per_node: {processes} processes, and this machine has {gpus} GPUs, of which each takes one; "
+            f"set cluster.gpus_per_node={gpus}, or cluster=slurm for other machines"
+        )
+    if processes > PER_CORE * cores:
+        raise ConfigError(
+            f"cluster.gpus_per_node: {processes} processes, and this machine has {cores} CPU cores and no GPU; set "
+            f"cluster.gpus_per_node={cores}, or cluster=slurm for other machines"
+        )
+
+
+def next_step(cfg: RunConfig) -> str:
+    """The commands that a user types after a run, and what they show."""
+    run_dir = shlex.quote(cfg.run_dir)
+    exported = shlex.quote(str(Path(cfg.run_dir) / "export"))
+    return (
+        f"next: python -m train.export run_dir={run_dir} && python -m train.chat model={exported} (talk to it), "
+        f"python -m train.report run_dir={run_dir} (its plots)"
+    )
+
+
+def sweep(arguments: Sequence[str], *, dry: bool = False) -> int:
+    """Run all combinations one after another (on SLURM: as one job array); returns the first code that is not 0."""
     every = combinations(arguments)
+    runs = [run_of(each) for each in every]
+    if all(cfg.cluster.kind == "slurm" for cfg, _ in runs) and start_array(runs, dry=dry):
+        return 0
     first = 0
-    for number, each in enumerate(every, 1):
+    for number, (each, (_, words)) in enumerate(zip(every, runs, strict=True), 1):
         print(f"corral: {number} of {len(every)}: {' '.join(each.swept)}", flush=True)
         try:
-            cfg, _ = config_from_argv(each.arguments, command="launch")
-            code = start([*each.arguments, override("run_dir", f"{cfg.run_dir}-{each.digest}")])
+            code = start(words, dry=dry)
         except CorralError as error:
             print(describe(error), file=sys.stderr, flush=True)
             code = error.code
@@ -91,6 +157,32 @@ def sweep(arguments: Sequence[str]) -> int:
             return code
         first = first or code
     return first
+
+
+def run_of(each: Combination) -> tuple[RunConfig, list[str]]:
+    """The config of one run of a sweep, and its command line. Raises ConfigError."""
+    cfg, _ = config_from_argv(each.arguments, command="launch")
+    run_dir = f"{cfg.run_dir}-{each.digest}"
+    return replace(cfg, run_dir=run_dir), [*each.arguments, override("run_dir", run_dir)]
+
+
+def start_array(runs: Sequence[array.Run], *, dry: bool) -> bool:
+    """Submit a sweep as one array; False if its runs need jobs of several sizes."""
+    for cfg, _ in runs:
+        refuse_changes(cfg)
+    if dry:
+        chain = array.chain_of(runs, array.folder_of(runs))
+        print(shown(chain) if chain else "corral: the runs need jobs of several sizes: one job for each")
+        return chain is not None
+    sent = array.submit_array(runs)
+    if sent is None:
+        return False
+    print(f"corral: submitted as job {sent['job']}, an array of {len(runs)} runs; logs: {sent['log']}")
+    for task, (cfg, _) in enumerate(runs):
+        print(f"corral: task {task}: {cfg.run_dir}")
+    if not runs[0][0].evaluation.at_end:
+        print("corral: the runs of an array are evaluated by python -m train.evaluate run_dir=..., not by jobs")
+    return True
 
 
 def show_plan(arguments: Sequence[str]) -> int:
@@ -143,6 +235,10 @@ def show_run_dir(arguments: Sequence[str]) -> int:
 COMMANDS = {
     "plan": show_plan,
     "where": show_run_dir,
+    "preflight": preflight,
+    "status": show_status,
+    "logs": show_logs,
+    "cancel": ask_to_stop,
     "begin": begin,
     "settle": finish,
 }

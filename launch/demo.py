@@ -1,7 +1,7 @@
-"""``python -m launch.demo``, which ``make demo`` runs: the real commands one after another, then what came of them.
+"""``python -m launch.demo``, which ``make demo`` runs: it runs the real commands in turn and shows their results.
 
-Every figure shown is read from files that the runs left: metrics.jsonl and the answered held-out rows in samples/.
-The demo is for any machine, so it does not use GPUs: two CPU processes.
+It reads every figure from files of the runs: metrics.jsonl and the answered held-out rows in samples/. The demo runs
+on any machine: it uses two CPU processes and no GPU.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from conf.errors import InternalError, leave_with_code
+from conf.safety.console import SafeConsole
 from data_prep.demo.families import FAMILIES, NEW_FAMILY, family_of
 from data_prep.demo.make import NEW, WORDS, normalise, read
 from data_prep.demo.nearest import nearest_answers, prompt_of, without
@@ -36,14 +37,14 @@ COMMANDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Export again, adapters merged", ("train.export", f"run_dir={LORA}")),
 )
 SHOWN = ("thank", "replace", NEW_FAMILY.name)
-"""Families of the three questions put to the last export: the first held-out row of each."""
+"""The families of the three questions to the last export: the first held-out row of each family."""
 
 Sample = Mapping[str, Any]
 
 
 def main() -> int:
     started = time.monotonic()
-    console = Console(soft_wrap=True, highlight=False)
+    console = SafeConsole(soft_wrap=True, highlight=False)
     for title, command in COMMANDS:
         code = run(console, title, command)
         if code:
@@ -56,9 +57,10 @@ def main() -> int:
     return 0
 
 
-def run(console: Console, title: str, command: Sequence[str]) -> int:
-    """Echo one command as a user would type it and run it on this terminal; its exit code."""
-    console.print(f"\n[bold]{title}[/bold]\n$ python -m {shlex.join(command)}")
+def run(console: SafeConsole, title: str, command: Sequence[str]) -> int:
+    """Print one command as a user would type it, and run it on this terminal; returns its exit code."""
+    console.print(Text(f"\n{title}", style="bold"))
+    console.print(f"$ python -m {shlex.join(command)}")
     return subprocess.run([sys.executable, "-m", *command], env=environment(), check=False).returncode
 
 
@@ -79,15 +81,15 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def talk(console: Console, held_out: Iterable[Sample]) -> None:
-    """Put three held-out questions to the last export through ``train.chat``."""
+def talk(console: SafeConsole, held_out: Iterable[Sample]) -> None:
+    """Ask the last export three held-out questions with ``train.chat``."""
     rows = {normalise(prompt_of(row)): row for row in [*read(WORDS), *read(NEW)]}
     first = {str(family_of(sample["prompt"])): sample for sample in reversed([*held_out])}
     for family in SHOWN:
         row = rows[normalise(first[family]["prompt"])]
         command = ["train.chat", f"model={LORA}/export", f"prompt={row['instruction']}"]
         code = run(console, f"Ask: {family}", [*command, f"input={row['input']}"] if row["input"] else command)
-        console.print(f"(the right answer is: {row['output']})" if code == 0 else f"(ended with {code})", markup=False)
+        console.print(f"(the right answer is: {row['output']})" if code == 0 else f"(ended with {code})")
 
 
 def losses() -> Table:
@@ -145,14 +147,14 @@ def scores(
 
 def where(seconds: float) -> str:
     return f"""
-Done in {seconds:.0f} s. What it left:
-  {RUN}/report.html   {LORA}/report.html   loss curves and answers, open in a browser
-  {RUN}/metrics.jsonl   {RUN}/samples/   every figure above
+Done in {seconds:.0f} s. Results:
+  {RUN}/report.html   {LORA}/report.html   loss curves and answers, to open in a browser
+  {RUN}/metrics.jsonl   {RUN}/samples/   the sources of every figure above
   {LORA}/export/   the model; AutoModelForCausalLM.from_pretrained loads it
 Next:
   .venv/bin/python -m train.chat model={LORA}/export
   .venv/bin/python -m train.verify experiment=demo   the parity proof: ranks, accumulation, packing
-  your own data: README.md, "Your own data"; once more from the start: make demo-clean demo"""
+  your own data: README.md, "Your own data"; to start again from nothing: make demo-clean demo"""
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A process that holds a tree of processes together: when it or its parent goes, everything under it goes too.
+"""Ends a whole tree of processes together: when the guard or its parent ends, every process below the guard ends too.
 
-``python -m launch.guard PARENT_PID COMMAND...`` runs COMMAND and leaves with its exit status. torchrun puts its workers
+``python -m launch.guard PARENT_PID COMMAND...`` runs COMMAND and exits with its status. torchrun puts its workers
 into sessions of their own, so killing torchrun, or the launcher above it, would leave them running with a port and a
 lock. The guard is a subreaper: orphans below it become its children, so it can find and end every one of them.
 Linux only (prctl, /proc).
@@ -15,12 +15,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 LEFTOVER_SECONDS = 5.0
-"""What helpers of a finished run (such as an uploader) get to end by themselves after SIGTERM."""
+"""Helpers of a finished run (such as an uploader) have this time to end by themselves after SIGTERM."""
 
 
 def guarded(command: Sequence[str]) -> list[str]:
@@ -35,19 +36,24 @@ def prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl failed")
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends."""
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it, of process ``parent``, ends.
+
+    One that ended before the kernel knew would never be missed: then this process ends now.
+    """
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
 
 
 def descendants(root: int) -> list[int]:
-    """Process ids below ``root``, parents first; a process may end while this looks."""
+    """The ids of the processes below ``root``, parents first. A process may end while they are listed."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            fields = (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         except OSError:  # ended meanwhile
             continue
         if fields[0] != "Z":
@@ -67,7 +73,7 @@ def send(pids: Sequence[int], number: signal.Signals) -> None:
 
 
 def end_descendants(grace_seconds: float) -> None:
-    """SIGTERM to everything below this process, SIGKILL to what is left after ``grace_seconds``; reaps all."""
+    """Send SIGTERM to every process below this one, and SIGKILL to those that still run after ``grace_seconds``."""
     if grace_seconds:
         send(descendants(os.getpid()), signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds
@@ -108,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
     prctl(PR_SET_PDEATHSIG, signal.SIGHUP)
     if os.getppid() != parent:  # it died before the line above
         return 128 + signal.SIGHUP
-    child = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
+    child = subprocess.Popen(command, start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid()))
 
     def forward(number: int, frame: FrameType | None) -> None:
         send([child.pid], signal.SIGTERM)

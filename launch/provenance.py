@@ -1,4 +1,4 @@
-"""What a run was started from: code, versions, machine. No command line and no environment, so no secrets."""
+"""Records the code, versions and machine of a run. It records no command line and no environment, so no secrets."""
 
 from __future__ import annotations
 
@@ -8,33 +8,66 @@ import platform
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from conf.durable import append_line
+
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "numpy", "pyarrow")
 GIT_SECONDS = 20.0
+ORIGIN = ".origin.json"
+"""File in a copy of the code that says what it is a copy of."""
 
 
 def provenance(repository: Path) -> dict[str, Any]:
-    """Commit and hash of uncommitted changes (None outside a git clone), versions (None: absent), host, time (UTC)."""
-    commit = _git(repository, "rev-parse", "HEAD")
-    changes = _git(repository, "diff", "HEAD")
+    """``origin``, versions (None: absent), host, time (UTC)."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "host": socket.gethostname(),
-        "commit": commit.decode().strip() if commit else None,
-        "diff_sha256": hashlib.sha256(changes).hexdigest() if changes else None,
+        **origin(repository),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
 
 
+def versions() -> dict[str, str | None]:
+    """What may change the numbers of a run, python among it; None: absent."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def origin(repository: Path) -> dict[str, Any]:
+    """Commit and hash of uncommitted changes: None outside a git clone, and for no changes."""
+    if (repository / ORIGIN).is_file():
+        found: dict[str, Any] = json.loads((repository / ORIGIN).read_text(encoding="utf-8"))
+        return found
+    commit = _git(repository, "rev-parse", "HEAD")
+    changes = _git(repository, "diff", "HEAD")
+    return {
+        "commit": commit.decode().strip() if commit else None,
+        "diff_sha256": hashlib.sha256(changes).hexdigest() if changes else None,
+    }
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two records of ``provenance``, for one sentence; nothing if code and versions are equal."""
+    found = []
+    if before.get("commit") != now["commit"]:
+        found.append(f"commit {str(before.get('commit'))[:12]}, now {str(now['commit'])[:12]}")
+    elif before.get("diff_sha256") != now["diff_sha256"]:
+        found.append("other uncommitted changes")
+    versions = {"python": before.get("python"), **(before.get("versions") or {})}
+    for name, installed in {"python": now["python"], **now["versions"]}.items():
+        if versions.get(name) != installed:
+            found.append(f"{name} {versions.get(name)}, now {installed}")
+    return "; ".join(found)
+
+
 def record(path: Path, facts: dict[str, Any]) -> None:
     """Append ``facts`` as one line to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(facts) + "\n")
+    append_line(path, facts)
 
 
 def _version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""``-m key=a,b``: one run per combination, each in a run_dir of its own."""
+"""``-m key=a,b``: one run per combination of values, each in its own run_dir."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PLAIN_VALUE = re.compile(r"[A-Za-z0-9_./-]+")
 @dataclass(frozen=True)
 class Combination:
     arguments: tuple[str, ...]
-    """The command line with one value for every swept key."""
+    """The command line; every swept key has one value."""
     digest: str
-    """8 hex digits of the swept overrides; equal for equal combinations, whatever the order of the keys."""
+    """8 hex digits of the swept overrides. They do not depend on the order of the keys."""
     swept: tuple[str, ...]
 
 
@@ -50,7 +50,7 @@ def combinations(arguments: Sequence[str]) -> list[Combination]:
     options = [_options(argument) for argument in arguments]
     swept = [index for index, option in enumerate(options) if len(option) > 1]
     if not swept:
-        raise ConfigError("-m: no key has several values; write for example -m optim.lr=1e-4,3e-4")
+        raise ConfigError("-m: no key has several values; separate them with commas, as in -m optim.lr=1e-4,3e-4")
     found = []
     for chosen in itertools.product(*options):
         values = tuple(chosen[index] for index in swept)

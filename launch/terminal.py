@@ -1,4 +1,4 @@
-"""A child's output on its way to the user's terminal and, as plain lines, into a log file."""
+"""Copies a child's output to the user's terminal and, as plain lines, to a log file."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from conf.durable import opened
+
 # Escape sequences of colours, cursor movement and titles (ECMA-48: CSI; OSC), which mean nothing in a file.
 ESCAPES = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 
 
 def plain_line(line: bytes) -> bytes:
-    """``line`` as a terminal finally shows it: without escapes, and only what follows the last carriage return."""
+    """``line`` as a terminal shows it in the end: without escapes, and only the text after the last carriage return."""
     text = ESCAPES.sub(b"", line).rstrip(b"\r\n")
     return text.rpartition(b"\r")[2]
 
 
 class PlainLog:
-    """Appends what is written to it to ``path``, line by line, as ``plain_line`` gives it."""
+    """Appends its input to ``path``, line by line, in the form of ``plain_line``."""
 
     def __init__(self, path: Path) -> None:
-        self.file = path.open("ab", buffering=0)
+        self.file = opened(path, "ab", buffering=0)
         self.rest = b""
 
     def write(self, chunk: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The supervisor of runs on one machine: starts torchrun, reads how it ended, starts it again where that helps.
+"""Supervises runs on one machine: starts torchrun, reads how it ended, and starts it again if that can help.
 
     launcher > guard > torchrun > one worker per rank
 
@@ -20,7 +20,12 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from conf.exits import ExitRecord, next_attempt
+from conf.command import TOLD
+from conf.durable import opened
+from conf.exits import LAUNCHED, ExitRecord, begin_attempt
+from conf.safety.arguments import for_children
+from conf.safety.secrets import redact_text
+from conf.safety.texts import for_terminal
 from launch.guard import guarded
 from launch.restarts import newest_checkpoint, settle
 from launch.run_dir import claimed, note_launch
@@ -54,25 +59,31 @@ class Job:
 def torchrun_command(processes: int, arguments: Sequence[str]) -> list[str]:
     """torchrun on this machine. ``--standalone`` lets the system choose a free port, anew at every start."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    return [*torchrun, f"--nproc-per-node={processes}", "--max-restarts=0", "-m", "launch.worker", *arguments]
+    return [
+        *torchrun,
+        f"--nproc-per-node={processes}",
+        "--max-restarts=0",
+        "-m",
+        "launch.worker",
+        *for_children(arguments),
+    ]
 
 
 def child_environment(processes: int, threads: int = 0) -> dict[str, str]:
-    """Variables for anything started from here. ``threads`` per process; 0: cores / processes. The user's own win."""
+    """The environment of child processes. ``threads`` per process; 0: cores / processes. Variables of the user stay."""
     search = os.environ.get("PYTHONPATH")
     default_threads = threads or max(1, (os.cpu_count() or 1) // processes)
     return {
         "PYTHONSAFEPATH": "1",
+        TOLD: "1",
         "PYTHONPATH": f"{ROOT}{os.pathsep}{search}" if search else str(ROOT),
         "PYTHONFAULTHANDLER": "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(default_threads)),
-        # All ranks are on this machine: gloo need not resolve the host's name, which fails on many laptops.
-        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
     }
 
 
 class StopRequests:
-    """Counts the signals that ask the launcher to stop and passes them on. Handlers are restored by ``watching``."""
+    """Counts the signals that ask the launcher to stop, and forwards them. ``watching`` restores the handlers."""
 
     def __init__(self, stop_file: Path) -> None:
         self.stop_file = stop_file
@@ -82,8 +93,8 @@ class StopRequests:
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         if self.count == 1:
-            self.stop_file.touch()
-            _say(f"{signal.Signals(number).name}: stopping after a checkpoint; once more to leave without one")
+            opened(self.stop_file, "ab").close()
+            _say(f"{signal.Signals(number).name}: stopping after a checkpoint; send it again to stop without one")
         elif self.guard is not None and self.guard.poll() is None:
             self.guard.send_signal(signal.SIGTERM if self.count == 2 else signal.SIGHUP)
 
@@ -99,7 +110,7 @@ class StopRequests:
 
 
 def supervise(job: Job, *, screen: BinaryIO | None = None) -> ExitRecord:
-    """Run ``job`` until it ends, fails for good, makes no progress, or is asked to stop; the record is in exit.json.
+    """Run ``job`` until it finishes, cannot be restarted, makes no progress, or is asked to stop; returns exit.json.
 
     ``screen``: where rank 0's output goes, by default this process's stdout. Raises PermissionDenied or CannotCreate
     if run_dir cannot be written or another launcher has it.
@@ -112,7 +123,7 @@ def supervise(job: Job, *, screen: BinaryIO | None = None) -> ExitRecord:
 
 
 def _supervise(job: Job, requests: StopRequests, screen: BinaryIO) -> ExitRecord:
-    first = attempt = next_attempt(job.run_dir)
+    first = attempt = begin_attempt(job.run_dir)
     while True:
         _run_attempt(job, attempt, requests, screen)
         outcome = settle(job.run_dir, attempt=attempt, first=first, world=job.world, max_restarts=job.max_restarts)
@@ -123,17 +134,17 @@ def _supervise(job: Job, requests: StopRequests, screen: BinaryIO) -> ExitRecord
             f"attempt {attempt} ended with {record.code} at step {record.step}: {record.reason}; "
             f"starting again from {f'checkpoint step {checkpoint}' if checkpoint else 'the beginning'}"
         )
-        attempt = max(attempt + 1, next_attempt(job.run_dir))
+        attempt = begin_attempt(job.run_dir)
 
 
 def _run_attempt(job: Job, attempt: int, requests: StopRequests, screen: BinaryIO) -> None:
     """One torchrun, from start to the end of its last descendant."""
     job.stop_file.unlink(missing_ok=True)  # left by an attempt that was killed
     if requests.count:
-        job.stop_file.touch()
-    own = {"CORRAL_ATTEMPT": str(attempt), "CORRAL_STOP_FILE": str(job.stop_file), "CORRAL_LOG_DIR": str(job.logs)}
+        opened(job.stop_file, "ab").close()
+    own = {LAUNCHED: str(attempt), "CORRAL_STOP_FILE": str(job.stop_file), "CORRAL_LOG_DIR": str(job.logs)}
     reader, writer = open_channel()
-    with PlainLog(job.logs / "rank-0.log") as log, (job.logs / "torchrun.log").open("ab") as errors:
+    with PlainLog(job.logs / "rank-0.log") as log, opened(job.logs / "torchrun.log", "ab") as errors:
         log.write(f"=== attempt {attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
         requests.guard = subprocess.Popen(
             guarded(job.command),
@@ -153,7 +164,7 @@ def _run_attempt(job: Job, attempt: int, requests: StopRequests, screen: BinaryI
 def job_for(run_dir: Path, processes: int, arguments: Sequence[str], *, max_restarts: int, threads: int = 0) -> Job:
     """The job of ``python -m launch``: training on ``processes`` ranks with the overrides ``arguments``."""
     return Job(
-        run_dir=run_dir.resolve(),
+        run_dir=run_dir.absolute(),  # its links are judged, so they stay
         world=processes,
         command=torchrun_command(processes, arguments),
         max_restarts=max_restarts,
@@ -162,4 +173,5 @@ def job_for(run_dir: Path, processes: int, arguments: Sequence[str], *, max_rest
 
 
 def _say(text: str) -> None:
-    os.write(2, f"corral: {text}\n".encode())  # not print: this is called from signal handlers too
+    # Not print: this is called from signal handlers too.
+    os.write(2, f"corral: {for_terminal(redact_text(text))}\n".encode())

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Prepares a corpus as a SLURM job: one node, no GPU. Restartable: a requeued or resubmitted job goes on.
+# Prepares a corpus as a SLURM job on one node without a GPU. A requeued or resubmitted job continues.
 #
 #   sbatch --cpus-per-task=32 slurm/data_prep.sh data=NAME model.tokenizer=FOLDER data.num_proc=32 [overrides]
 #
-# Options before the script go to SLURM, everything after it to `python -m data_prep`, untouched.
+# SLURM gets the options before the script; `python -m data_prep` gets everything after it, unchanged.
 #SBATCH --job-name=corral-data
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -12,6 +12,5 @@
 #SBATCH --output=corral-data-%j.log
 set -euo pipefail
 
-cd "${CORRAL_REPOSITORY:-${SLURM_SUBMIT_DIR:?start this script with sbatch}}"  # $0 is a copy in SLURM's spool
-source slurm/environment.sh
-exec "$python" -m data_prep "$@"
+source "${CORRAL_REPOSITORY:-${SLURM_SUBMIT_DIR:?start this script with sbatch}}/slurm/environment.sh"
+exec "${python[@]}" -m data_prep "$@"

@@ -1,30 +1,45 @@
 # shellcheck shell=bash
-# Sourced by the scripts of this folder, from the repository's root: which python, and what its processes see.
+# The scripts of this folder source this file. It sets the command $python and its environment.
+#
+#   CORRAL_SETUP      lines of shell that are run first, e.g. "module load cuda/12.8"
+#   CORRAL_ENV_FILE   file of NAME=value lines for the environment
+#   CORRAL_CONTAINER  words before every python, e.g. "apptainer exec --nv corral.sif"; the host needs no Python then
 
-python=${CORRAL_PYTHON:-$PWD/.venv/bin/python}
-if [[ ! -x $python ]]; then
-  echo "corral: no python at $python; make the environment (make .venv) or set CORRAL_PYTHON" >&2
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+[[ -z ${CORRAL_SETUP:-} ]] || eval "$CORRAL_SETUP"
+if [[ -n ${CORRAL_ENV_FILE:-} ]]; then
+  set -a
+  # shellcheck source=/dev/null
+  source "$CORRAL_ENV_FILE"
+  set +a
+fi
+
+read -ra container <<<"${CORRAL_CONTAINER:-}"
+python=("${container[@]}" "${CORRAL_PYTHON:-${CORRAL_CONTAINER:+python3}}")
+[[ -n ${python[-1]} ]] || python=("$repository/.venv/bin/python")
+if ! command -v "${python[0]}" >/dev/null; then
+  echo "corral: there is no ${python[0]}; make the environment (make .venv), or set CORRAL_PYTHON or CORRAL_CONTAINER" >&2
   exit 66
 fi
 
-# Our packages come from here, whatever lies in the working folder.
-export PYTHONSAFEPATH=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1
+# Python imports Corral's packages from this folder, even if the working folder contains others.
+export PYTHONSAFEPATH=1 PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}" PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1
 
-# Node-local: many nodes writing one cache on a shared file system break each other's files.
-local_dir=${CORRAL_LOCAL_DIR:-${TMPDIR:-/tmp}/corral-${USER:-$UID}-${SLURM_JOB_ID:-0}}
+# Caches are local to a node: many nodes that write one cache on a shared file system damage its files. They hold code
+# that is run, and other users may make folders beside them, so the folder is this user's alone (launch/node.py: the
+# same on the other nodes).
+local_dir=${CORRAL_LOCAL_DIR:-${TMPDIR:-/tmp}/corral-$UID/job-${SLURM_JOB_ID:-0}}
+"${python[@]}" -m conf.disk.folders "$local_dir"
+export CORRAL_LOCAL_DIR=$local_dir
 export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$local_dir/triton}"
 export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$local_dir/inductor}"
 export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$local_dir/extensions}"
 
-# NCCL's flight recorder: what every rank was doing when a collective timed out.
-export TORCH_NCCL_TRACE_BUFFER_SIZE="${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}"
-export TORCH_NCCL_DUMP_ON_TIMEOUT="${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}"
-
-# Processes per node: as many as SLURM gives GPUs, else as many GPUs as the driver lists, else CPU processes.
+# Processes per node: the number of GPUs from SLURM, else the number of GPUs from the driver, else CORRAL_NPROC or 1.
 if [[ -n ${SLURM_GPUS_ON_NODE:-} ]]; then
   processes=$SLURM_GPUS_ON_NODE
 elif [[ -z ${CORRAL_NPROC:-} ]] && command -v nvidia-smi >/dev/null; then
-  processes=$(nvidia-smi -L | grep -c '^GPU ' || true)
+  processes=$(timeout 20 nvidia-smi -L | grep -c '^GPU ' || true)  # a driver that hangs: the preflight names it
 else
   processes=${CORRAL_NPROC:-1}
 fi

@@ -45,6 +45,19 @@ def real_data() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture
+def give() -> Callable[[Path], Path]:
+    """``give(path)`` makes a file, folder or link that of another user, which root alone can do; else skips."""
+
+    def to_another(path: Path) -> Path:
+        if os.geteuid():
+            pytest.skip("only root gives files to another user")
+        os.lchown(path, 54321, 54321)
+        return path
+
+    return to_another
+
+
 @pytest.fixture(autouse=True)
 def no_process_left() -> Iterator[None]:
     """Ends the processes that a test started and left running, so that they cannot disturb the next one."""

@@ -31,13 +31,13 @@ def _child(fn: Callable[..., Any], rank: int, world: int, port: int, out: str, a
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
-    from train.distributed import Ranks
     from train.engine import init_distributed
     from train.engine.engine import close_distributed
+    from train.ranks.group import Ranks
 
     ranks = Ranks(rank=rank, world=world, local_rank=rank, local_world=world)
     try:
-        init_distributed(ranks)
+        ranks = init_distributed(ranks)
         result: tuple[bool, Any] = (True, fn(ranks, *args))
         close_distributed()
     except BaseException:

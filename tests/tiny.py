@@ -145,7 +145,7 @@ def tiny_run(
         zero=ZeroConfig(),
         optim=OptimConfig(),
         schedule=ScheduleConfig(),
-        batch=BatchConfig(),
+        batch=BatchConfig(global_size=128),
         checkpoint=CheckpointConfig(),
         evaluation=EvaluationConfig(),
         tracker=TrackerConfig(),

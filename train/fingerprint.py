@@ -1,8 +1,9 @@
-"""``python -m train.fingerprint run_dir=DIR [checkpoint=N]``: one sha256 of a run's trained state.
+"""Print one sha256 of a run's trained state.
 
-Over the full-precision trainable weights and Adam moments in one layout: parameters by name, each with its shape,
-then weight, exp_avg, exp_avg_sq as little-endian fp32. Runs that are bitwise equal give equal sums whatever the
-number of ranks they were stored from; another ZeRO stage differs by rounding.
+It covers the full-precision trainable weights and the Adam moments in one layout: parameters by name, each with its
+shape, then weight, exp_avg and exp_avg_sq as little-endian fp32. If fragment hooks keep extras, their names stand after
+the shape and their values after the moments. Runs that are equal bit for bit give equal sums, whatever the number of
+ranks that stored them. Another ZeRO stage differs by rounding.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import math
 import sys
 from pathlib import Path
 
+from conf.command import run_dir_from_argv, whole_number
 from conf.errors import leave_with_code
-from train.arguments import run_arguments, whole_number
-from train.checkpoint.layout import Stored, latest_good
+from train.checkpoint.check import latest_good
+from train.checkpoint.layout import MANIFEST, Stored
 
 CHUNK = 1 << 24
 """Elements read at once: 64 MiB."""
@@ -24,11 +26,13 @@ CHUNK = 1 << 24
 def fingerprint(path: Path) -> str:
     """sha256 (hex) of the checkpoint folder ``path``."""
     digest = hashlib.sha256()
-    stored = Stored(path, json.loads((path / "MANIFEST.json").read_text()))
-    kinds = ("weight", "exp_avg", "exp_avg_sq") if stored.manifest["optimizer_steps"] else ("weight",)
+    stored = Stored(path, json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+    kinds: tuple[str, ...] = ("weight", "exp_avg", "exp_avg_sq") if stored.manifest["optimizer_steps"] else ("weight",)
+    kinds += tuple(stored.extras)
+    names_of_extras = "".join(f" {extra}" for extra in stored.extras)
     with stored:
         for name, shape in sorted(stored.shapes.items()):
-            digest.update(f"{name} {shape} {stored.manifest['optimizer_steps']}\n".encode())
+            digest.update(f"{name} {shape} {stored.manifest['optimizer_steps']}{names_of_extras}\n".encode())
             numel = math.prod(shape)
             for kind in kinds:
                 for start in range(0, numel, CHUNK):
@@ -38,9 +42,9 @@ def fingerprint(path: Path) -> str:
 
 
 def main() -> int:
-    usage = "usage: python -m train.fingerprint run_dir=DIR [checkpoint=N]"
-    found = run_arguments(sys.argv[1:], ("run_dir", "checkpoint"), usage)
-    print(fingerprint(latest_good(Path(found["run_dir"]), whole_number(found, "checkpoint"))))
+    keys = {"checkpoint": "step of a checkpoint; default: the newest that verifies"}
+    run_dir, own = run_dir_from_argv(sys.argv[1:], command="train.fingerprint", extra=keys)
+    print(fingerprint(latest_good(run_dir, whole_number(own, "checkpoint")).path))
     return 0
 
 

@@ -1,95 +1,140 @@
-"""Training as a generator of step reports. One optimizer step reads as a sentence; everything else is the caller's."""
+"""Training as a generator of step reports. It only takes optimizer steps; its caller does everything else."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from conf.schema import LossConfig
-from data_prep.shards import Split
-from data_prep.stream import GlobalStep, PackedRow, Stream, rank_rows
-from train.batch import Batch
-from train.distributed import Ranks
+from data_prep.stream.stream import GlobalStep, Stream
+from train.batches.batch import Batch
+from train.batches.feed import Feed
 from train.engine import Engine
-from train.loss import loss_sums
-from train.sequence_parallel import share
-
-PLAIN = LossConfig()
-Collate = Callable[[Sequence[PackedRow], Sequence[Split]], Batch]
+from train.objectives import Objective
+from train.process.faultpoint import faultpoint
+from train.ranks.step import Signs, tell
+from train.ranks.stopwatch import Stopwatch
+from train.watchdog.board import Phase, Place
+from train.watchdog.heartbeat import heart
 
 
 @dataclass(frozen=True)
 class StepReport:
     plan: GlobalStep
-    loss: float
-    """Mean negative log-likelihood over the supervised tokens of the global batch, nats."""
+    figures: dict[str, float]
+    """The objective's figures of the global batch, by name: ``loss`` is the weighted mean negative log-likelihood of
+    its targets, nats."""
     grad_norm: float
     lr: float
     skipped: bool
-    stop: bool
-    """Some rank was asked to stop."""
-    uids: tuple[int, ...]
-    """Samples this rank fed to the engine, in row order."""
+    signs: Signs
+    """Of any rank."""
+    fed: npt.NDArray[np.uint64]
+    """The samples that all ranks fed to the engine, in the order of the rows; on the first rank alone."""
     seconds: float
     data_seconds: float
-    """Of these, waiting for rows."""
+    """The part of ``seconds`` that this rank waited for rows."""
+    own: npt.NDArray[np.float64]
+    """[world, O] What ``training_steps``' ``own`` says on each rank; on the first rank alone."""
+
+    @property
+    def loss(self) -> float:
+        return self.figures["loss"]
 
 
-def micro_batches(rows: Sequence[PackedRow], micro_size: int, count: int) -> list[Sequence[PackedRow]]:
-    """``rows`` in ``count`` groups of ``micro_size``; groups beyond the rows are empty."""
-    return [rows[index * micro_size : (index + 1) * micro_size] for index in range(count)]
+@dataclass(frozen=True)
+class Accumulated:
+    """Totals of one rank's micro-batches of a step."""
+
+    reported: dict[str, torch.Tensor]
+    """[micro-batches] The objective's figures, fp32."""
+    uids: tuple[int, ...]
+    targets: int
+    seconds: float
+    """Time spent waiting for batches."""
+    forward: Stopwatch
+    """The forward passes."""
+
+
+def accumulate(
+    engine: Engine, objective: Objective, batches: Iterable[Batch], *, count: int, denominator: float
+) -> Accumulated:
+    """Take ``count`` micro-steps: pass the objective's sum of a batch, divided by ``denominator``, to the engine."""
+    reported: dict[str, list[torch.Tensor]] = {}
+    uids: tuple[int, ...] = ()
+    targets, waited, waiting = 0, 0.0, time.perf_counter()
+    forward = Stopwatch(engine.ranks.device)
+    for index, batch in enumerate(batches):
+        waited += time.perf_counter() - waiting
+        heart.at(Place.COMPUTING)
+        with forward.running():
+            sums = objective.sums(engine.module, batch)
+        engine.accumulate(sums.objective / denominator, last=index == count - 1)
+        for name, value in sums.reported.items():
+            reported.setdefault(name, []).append(value)
+        uids, targets = uids + batch.uids, targets + batch.targets
+        heart.at(Place.READING)
+        waiting = time.perf_counter()
+    figures = {name: torch.stack(values) for name, values in reported.items()}
+    return Accumulated(figures, uids, targets, waited, forward)
 
 
 def training_steps(
     engine: Engine,
     stream: Stream,
-    splits: Sequence[Split],
+    feed: Feed,
+    objective: Objective,
     *,
-    ranks: Ranks,
-    collate: Collate,
     lr_at: Callable[[int], float],
-    micro_size: int,
-    accumulation: int,
-    targets_only: bool,
-    stop_pending: Callable[[], bool],
-    loss: LossConfig = PLAIN,
+    says: Callable[[float], tuple[Signs, Sequence[float]]] = lambda busy: (Signs(), (busy,)),
+    accept: Callable[[float, float], bool] = lambda loss, grad_norm: True,
 ) -> Iterator[StepReport]:
     """Yield one report per optimizer step until the stream ends.
 
-    The loss denominator is the plan's, so it needs no communication; the only extra collective of a step sums the
-    reported loss and the stop flags.
+    ``says``: the signs of a rank and what it says of itself, from the seconds that it worked without the others: its
+    forward passes and its waiting for rows. The backward passes and the update wait for the slowest rank, so all ranks
+    take the same time. ``accept``: whether the update is made, from the loss and the gradient norm of all ranks.
+
+    The denominator comes from the global step, so it needs no communication; the only extra collective of a step joins
+    the reported figures, the signs and the ids of the samples. It comes before the update, so that all ranks know the
+    loss when they decide about it.
     """
     while True:
+        heart.begin_step()
         began = time.perf_counter()
         plan = next(stream, None)
         if plan is None:
+            heart.enter(Phase.END)
             return
-        waited, nll = time.perf_counter() - began, torch.zeros((), device=ranks.device)
-        uids: tuple[int, ...] = ()
+        waited, denominator = time.perf_counter() - began, objective.denominator(plan) or 1.0
         engine.module.train()
-        groups = micro_batches(rank_rows(plan, ranks.reader, ranks.readers), micro_size, accumulation)
-        for index, rows in enumerate(groups):
-            reading = time.perf_counter()
-            batch = share(collate(rows, splits), ranks)
-            waited += time.perf_counter() - reading
-            sums = loss_sums(engine.module, batch, targets_only=targets_only, loss=loss)
-            engine.accumulate(sums.objective / max(1, plan.targets), last=index == accumulation - 1)
-            nll, uids = nll + sums.nll, uids + batch.uids
-        stream.look_ahead()  # the device has its work, the host begins to wait
+        done = accumulate(engine, objective, feed.batches(plan), count=feed.micro_batches, denominator=denominator)
+        stream.look_ahead()  # the device works now, and the host would only wait
         lr = lr_at(plan.index)
-        outcome = engine.step(lr)
-        total, stops = ranks.sum([float(nll), float(stop_pending())])
+        heart.at(Place.UPDATING)
+        signs, own = says(waited + done.seconds + done.forward.seconds())
+        faultpoint("step.before_update", plan.index)
+        most = feed.most_samples(plan)
+        told = tell(feed.ranks, list(done.reported.values()), signs=signs, uids=done.uids, most=most, own=own)
+        figures = {name: total / denominator for name, total in zip(done.reported, told.figures, strict=True)}
+        outcome = engine.step(lr, partial(accept, figures["loss"]))
+        faultpoint("step.after_update", plan.index + 1)
+        seconds = time.perf_counter() - began
+        heart.end_step(plan.index + 1, seconds)
         yield StepReport(
             plan=plan,
-            loss=total / max(1, plan.targets),
+            figures=figures,
             grad_norm=outcome.grad_norm,
             lr=lr,
             skipped=outcome.skipped,
-            stop=stops > 0,
-            uids=uids,
-            seconds=time.perf_counter() - began,
-            data_seconds=waited,
+            signs=told.signs,
+            fed=feed.in_row_order(told.uids, plan),
+            seconds=seconds,
+            data_seconds=waited + done.seconds,
+            own=told.own,
         )

@@ -1,13 +1,13 @@
-"""Activation memory of a run from one step of its own model on fake tensors: nothing is allocated, nothing is loaded.
+"""Traces a run's activation memory in one step of its model on fake tensors; it allocates and loads nothing.
 
   python -m train.trace experiment=NAME [overrides]      prints JSON
 
-The model of the config is built with 2 and with 4 blocks, its forward and backward pass run on tensors that have a
-shape and no data, and every storage that comes to life or dies is counted. All blocks are alike, so each phase is a
-straight line in their number. ``launch plan --trace`` calls this as a process of its own, because it needs torch.
+The trace builds the configured model with 2 and with 4 blocks, runs its forward and backward pass on tensors without
+data, and counts every storage that is allocated or freed. All blocks are alike, so the peak of a phase grows linearly
+with their number. ``launch plan --trace`` runs this module in another process, because it needs torch.
 
-Attention is replaced by an operation that keeps and allocates what a variable-length flash kernel does (Dao et al.
-2022, section 3: query, key, value, output and one fp32 log-sum-exp per query and head), since CPU kernels keep more.
+An operation that keeps and allocates the same tensors as a variable-length flash kernel (Dao et al. 2022, section 3:
+query, key, value, output and one fp32 log-sum-exp per query and head) replaces attention: CPU kernels keep more.
 """
 
 from __future__ import annotations
@@ -29,24 +29,26 @@ from torch.utils._pytree import tree_iter
 from conf.compose import config_from_argv
 from conf.errors import leave_with_code
 from conf.schema import RunConfig
+from data_prep.tokenizer.growth import GROWN
 from train import tuning
 from train.attention.exchange import Exchange
-from train.batch import Batch, Predicted
-from train.head import traced
-from train.loss import token_nll_sum
-from train.models import family
+from train.batches.batch import Batch, Predicted
+from train.families import family, shape_of
+from train.loading.pretrained import known_config, new_model
+from train.model.recompute import set_recompute
+from train.objectives.head import traced
+from train.objectives.sft import token_nll_sum
 from train.plan import number, read_model_config, settle, slice_tokens
-from train.recompute import set_recompute
 
 FEW, MORE = 2, 4
 """Blocks of the two traces; both even, so that every second block is recomputed in the same places."""
-LAYER_KEYS = ("num_hidden_layers", "n_layer")
 PHASES = ("loss", "deepest", "rest")
-"""Forward, loss and head until the gradient reaches the last block; the backward of that block; all after it."""
+"""loss: forward, loss and head until the gradient reaches the last block; deepest: the backward pass of that block;
+rest: everything after it."""
 
 
 class Live(TorchDispatchMode):
-    """Bytes of all storages that operators made and that are still alive, and the most of each phase."""
+    """Counts the bytes of all live storages that operators allocated, and their peak in every phase."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -72,15 +74,15 @@ class Live(TorchDispatchMode):
         self.peaks[phase] = max(self.peaks[phase], self.now)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(made):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):
                 self.watch(tensor)
-        return made
+        return result
 
 
 class _Flash(torch.autograd.Function):
-    """What a flash kernel keeps and allocates: query [T, H, D], key and value [T, K, D] -> [T, H, D]."""
+    """Keeps and allocates the tensors of a flash kernel: query [T, H, D], key and value [T, K, D] -> [T, H, D]."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -90,7 +92,7 @@ class _Flash(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        return tuple(each.new_empty(each.shape) for each in ctx.saved_tensors[:3])
+        return tuple(tensor.new_empty(tensor.shape) for tensor in ctx.saved_tensors[:3])
 
 
 def _attend(
@@ -107,7 +109,8 @@ def _attend(
     if exchange is not None:
         query, key, value = exchange.to_heads(query, key, value)
     batch, length = query.shape[0], query.shape[2]
-    out = _Flash.apply(*(each.transpose(1, 2).flatten(0, 1) for each in (query, key, value)))  # type: ignore[no-untyped-call]
+    flat = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
+    out = _Flash.apply(*flat)  # type: ignore[no-untyped-call]
     if exchange is not None:
         return exchange.to_tokens(out)[None], None
     return out.unflatten(0, (batch, length)), None
@@ -116,29 +119,33 @@ def _attend(
 def meta_model(cfg: RunConfig, model: Mapping[str, Any], layers: int) -> nn.Module:
     """The configured model with ``layers`` blocks, tuning and recomputation applied.
 
-    Built on the meta device and given fake weights afterwards: modules cannot be converted while they hold fakes.
+    The model is built on the meta device; fake weights follow later, because modules with fake weights cannot be
+    converted.
     """
-    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+    from transformers import AttentionInterface
 
     AttentionInterface.register("corral_traced", _attend)
     kind = family(model["model_type"])
     values = {key: value for key, value in model.items() if key not in ("model_type", "architectures", "torch_dtype")}
-    values |= {key: layers for key in LAYER_KEYS if key in model} | dict.fromkeys(kind.dropouts, 0.0)
+    values |= {key: layers for key in kind.keys.layers if key in model} | dict.fromkeys(kind.dropouts, 0.0)
     values.pop("layer_types", None)  # one entry per block
-    config = AutoConfig.for_model(model["model_type"], **values)
+    grown = values.pop(GROWN, None)
+    config = known_config(model["model_type"], **values)
     config.use_cache, config.pad_token_id = False, None
     dtype = torch.bfloat16 if cfg.model.dtype == "bf16" else torch.float32
     implementation = {"attn_implementation": "corral_traced"} if kind.interface else {}
     with torch.device("meta"):
-        bare = AutoModelForCausalLM.from_config(config, dtype=dtype, **implementation)
+        bare = new_model(config, dtype=dtype, **implementation)
         tuned = tuning.apply(bare, cfg.tuning, kind, seed=cfg.seed).train()
+    if grown is not None:
+        tuning.train_tables(tuned, cfg.tuning)
     set_recompute(tuned, cfg.model.recompute, block_class=kind.block_class)
     _fuse_dropout(tuned)
     return tuned
 
 
 class _FusedDropout(nn.Module):
-    """Dropout as CUDA computes it, with a mask of booleans; on a CPU the mask has the input's type."""
+    """Dropout with a boolean mask, as on CUDA; on a CPU the mask has the input's dtype."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -156,9 +163,9 @@ def _fuse_dropout(model: nn.Module) -> None:
 
 
 def materialise(model: nn.Module) -> None:
-    """Give all parameters and buffers of a meta model fake storages, tied ones one; gradients are dropped as they come.
+    """Give the parameters and buffers of a meta model fake storages (tied ones share one), and drop every gradient.
 
-    Call under FakeTensorMode, with a model made outside of it: a buffer made inside is neither meta nor fake.
+    Call under FakeTensorMode with a model made outside that mode: a buffer made inside is neither meta nor fake.
     """
     made: dict[int, torch.Tensor] = {}
 
@@ -185,9 +192,9 @@ def materialise(model: nn.Module) -> None:
 
 
 def step_peaks(cfg: RunConfig, model: Mapping[str, Any], layers: int, targets: int) -> dict[str, int]:
-    """Most bytes alive in each phase of one micro-batch, weights not counted, gradients dropped as they come.
+    """Peak live bytes of every phase of one micro-batch, without weights and gradients.
 
-    Dropped, because sharded data parallelism takes each gradient into its own buffers at once (counted elsewhere).
+    Every gradient is dropped at once, because sharded data parallelism moves it to buffers that the plan counts apart.
     """
     block, network = family(model["model_type"]).block_class, meta_model(cfg, model, layers)
     with FakeTensorMode():
@@ -196,21 +203,21 @@ def step_peaks(cfg: RunConfig, model: Mapping[str, Any], layers: int, targets: i
         for tensor in [*network.parameters(), *network.buffers()]:
             live.watch(tensor)
         base = live.now
-        _mark_phases([each for each in network.modules() if type(each).__name__ == block], live)
+        _mark_phases([module for module in network.modules() if type(module).__name__ == block], live)
         with live:
             one_micro_batch(network, cfg, targets)
     return {phase: peak - base for phase, peak in live.peaks.items()}
 
 
 def one_micro_batch(network: nn.Module, cfg: RunConfig, targets: int) -> None:
-    """Forward and backward pass, as the training loop makes them."""
+    """Run the forward and backward pass of the training loop."""
     with traced():
         loss = token_nll_sum(network, fake_batch(cfg, targets), targets_only=cfg.compute.targets_only_head)
     (loss / 2).backward()  # type: ignore[no-untyped-call]
 
 
 def targets(cfg: RunConfig, supervised: float) -> int:
-    """Targets of a micro-batch of full rows, of which the share ``supervised`` is; all in one slice if it has some."""
+    """Targets of a micro-batch of full rows, where ``supervised`` is their share of the tokens; at most one slice."""
     tokens = number(cfg.batch.micro_size) * cfg.data.seq_len
     return max(1, min(slice_tokens(cfg, tokens), math.ceil(tokens * supervised)))
 
@@ -220,7 +227,7 @@ def _drop(parameter: torch.Tensor) -> None:
 
 
 def _mark_phases(blocks: list[nn.Module], live: Live) -> None:
-    """The gradient of a block's output is what starts its backward."""
+    """Enter a phase when the gradient of a block's output arrives, which starts the block's backward pass."""
 
     def enter_at(phase: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -250,6 +257,7 @@ def fake_batch(cfg: RunConfig, targets: int) -> Batch:
         uids=(),
         tokens=rows * length,
         targets=targets,
+        weight=float(targets),
         predicted=Predicted(*(torch.zeros(targets, dtype=torch.long) for _ in range(2))) if flat else None,
         exchange=Exchange(slices, torch.clone) if slices > 1 else None,
     )
@@ -258,7 +266,7 @@ def fake_batch(cfg: RunConfig, targets: int) -> Batch:
 @dataclass(frozen=True)
 class Traced:
     phases: dict[str, float]
-    """Bytes at the peak of each phase, for the model's own number of blocks."""
+    """Peak bytes of every phase, for all blocks of the model."""
 
     @property
     def peak(self) -> float:
@@ -266,13 +274,13 @@ class Traced:
 
 
 def trace(cfg: RunConfig, model: Mapping[str, Any], supervised: float = 1.0) -> Traced:
-    """Activations, logits and their gradients of one micro-batch, in bytes, extrapolated to all blocks."""
+    """Bytes of the activations, logits and their gradients of one micro-batch, extrapolated to all blocks."""
     wanted = targets(cfg, supervised)
-    layers = next(int(model[key]) for key in LAYER_KEYS if key in model)
+    layers = shape_of(model).layers
     few, more = (step_peaks(cfg, model, count, wanted) for count in (FEW, MORE))
     slopes = {phase: (more[phase] - few[phase]) / (MORE - FEW) for phase in PHASES}
-    # The second last of two blocks is also the first one, which keeps less when all before it is frozen: a line through
-    # it would be too steep. Later moments add no more per block than the last block's does.
+    # In the trace of two blocks, the second last block is also the first, which keeps less if everything before it is
+    # frozen; a line through it would be too steep. Later moments add no more per block than the last block adds.
     slopes["rest"] = min(slopes["rest"], slopes["deepest"])
     return Traced({phase: few[phase] + slopes[phase] * (layers - FEW) for phase in PHASES})
 
@@ -280,8 +288,8 @@ def trace(cfg: RunConfig, model: Mapping[str, Any], supervised: float = 1.0) -> 
 def main() -> int:
     cfg, own = config_from_argv(sys.argv[1:], command="train.trace", extra={"supervised": "share of targets"})
     cfg = settle(cfg, nodes=cfg.cluster.nodes, per_node=cfg.cluster.gpus_per_node)
-    found = trace(cfg, read_model_config(cfg.model), float(own.get("supervised", "1")))
-    print(json.dumps({"phases": found.phases, "peak": found.peak}))
+    traced_step = trace(cfg, read_model_config(cfg.model), float(own.get("supervised", "1")))
+    print(json.dumps({"phases": traced_step.phases, "peak": traced_step.peak}))
     return 0
 
 

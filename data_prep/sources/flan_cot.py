@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from data_prep.conversation import Conversation, Message, Rejected
-from data_prep.tables import FIELDS
+from data_prep.rows.conversation import Conversation, Message, Rejected, text_field
+from data_prep.rows.tables import FIELDS
 
+TEMPLATE = "plain"
+TURNS = "one"
+KEYS = frozenset({FIELDS})
 COLUMNS = ("question", "answer", "rationale")
 INSTRUCTION = "Answer the following question. Reason step by step first, then state the answer."
 
@@ -36,7 +39,7 @@ def _fields(row: Mapping[str, Any]) -> list[str]:
         raise Rejected("missing_field", "the row is not a line of a .tsv file")
     if len(fields) != len(COLUMNS):
         raise Rejected("wrong_field_count", f"{len(fields)} instead of {len(COLUMNS)}: {', '.join(COLUMNS)}")
-    return fields
+    return [text_field({name: field}, name) for name, field in zip(COLUMNS, fields, strict=True)]
 
 
 def _unescaped(field: str, name: str) -> str:

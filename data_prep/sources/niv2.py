@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from data_prep.conversation import Conversation, Message, Rejected, text_field
+from data_prep.rows.conversation import Conversation, Message, Rejected, text_field
 
+TEMPLATE = "plain"
+TURNS = "one"
+KEYS = frozenset({"Definition", "input", "output"})
 EXAMPLE = ("ex_input", "ex_output", "ex_explanation")
 
 
@@ -35,6 +38,4 @@ def _first(row: Mapping[str, Any], key: str) -> str:
         return text_field(row, key)
     if not value:
         raise Rejected("missing_field", f"{key!r} is an empty list")
-    if not isinstance(value[0], str):
-        raise Rejected("non_string_field", f"the first of {key!r} is {type(value[0]).__name__}")
-    return value[0]
+    return text_field({key: value[0]}, key)

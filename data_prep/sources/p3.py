@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from data_prep.conversation import Conversation, Message, Rejected, supervised_flag, text_field
+from data_prep.rows.conversation import Conversation, Message, Rejected, text_field, turn_weight
+from data_prep.rows.turns import WEIGHTS
 
+TEMPLATE = "plain"
+TURNS = "one"
 SPELLINGS = (("prompt", "completion"), ("inputs_pretokenized", "targets_pretokenized"), ("inputs", "targets"))
+KEYS = frozenset({*(key for pair in SPELLINGS for key in pair), *WEIGHTS})
 END_MARK = "<|endoftext|>"
 
 
@@ -24,5 +28,5 @@ def read(row: Mapping[str, Any]) -> Conversation:
         raise Rejected("missing_field", f"none of {known} among {', '.join(sorted(map(str, row))) or 'no fields'}")
     answer = text_field(row, target).rstrip().removesuffix(END_MARK).strip()
     return Conversation(
-        (Message("user", text_field(row, question)), Message("assistant", answer, supervised=supervised_flag(row)))
+        (Message("user", text_field(row, question)), Message("assistant", answer, weight=turn_weight(row)))
     )

@@ -12,6 +12,7 @@ from benchmarks.data_engine import Found, measure
 from benchmarks.data_table import agreement, checks, show
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_and_checks_corral(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENCH_TOKENS", "1e5")
     found = measure(tmp_path, ["corral"], divisor=100, rounds=1)

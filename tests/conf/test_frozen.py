@@ -12,9 +12,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conf.compose import compose, config_of_run, load, save, to_yaml
+from conf.compose import compose, config_of_run, load_config, save_config, to_yaml
 from conf.errors import ConfigError, MissingInput
-from conf.schema import to_dict, validate
+from conf.judge import validate
+from conf.schema import to_dict
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,8 @@ def test_save_and_load_give_the_same_config_back(
     raw["data"]["sources"]["words"]["path"] = path
     cfg = validate(raw)
     file = tmp_path_factory.mktemp("run") / "deep" / "run.yaml"
-    save(cfg, file)
-    assert load(file) == cfg
+    save_config(cfg, file)
+    assert load_config(file) == cfg
     assert json.loads(json.dumps(to_dict(cfg))) == to_dict(cfg)
     assert [each.name for each in file.parent.iterdir()] == ["run.yaml"]
 
@@ -62,33 +63,67 @@ def test_frozen_text_is_quoted_where_readers_differ() -> None:
 def test_a_bad_run_yaml_is_named(tmp_path: Path, text: str, expected: str) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path / "run.yaml")
+        load_config(tmp_path / "run.yaml")
     assert all(line.startswith(str(tmp_path / "run.yaml")) for line in caught.value.problems)
     assert expected in str(caught.value)
 
 
+def test_the_run_yaml_of_an_older_version_is_read(tmp_path: Path) -> None:
+    cfg, file = compose(["experiment=demo"]), tmp_path / "run.yaml"
+    text = to_yaml(cfg)
+    assert "compute:\n" in text
+    file.write_text(text.replace("compute:\n", "compute:\n  prune_last_layer: false\n"))
+    assert load_config(file) == cfg
+    file.write_text(text.replace("compute:\n", "compute:\n  prune_last_layer: true\n"))
+    with pytest.raises(ConfigError, match=r"compute\.prune_last_layer: unknown key"):
+        load_config(file)
+
+
 def test_a_run_yaml_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match=r"is not there; is .* the folder of a run"):
-        load(tmp_path / "no" / "run.yaml")
+        load_config(tmp_path / "no" / "run.yaml")
 
 
 def test_config_of_a_run_moves_with_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(compose(["experiment=demo"]), tmp_path / "run.yaml")
+    save_config(compose(["experiment=demo"]), tmp_path / "run.yaml")
     argv = [f"run_dir={tmp_path}", "checkpoint=7", "evaluation.max_rows=0"]
-    cfg, own = config_of_run(argv, command="train.evaluate", extra={"checkpoint": "step"})
+    how: Any = {"command": "train.evaluate", "sections": ("evaluation",), "extra": {"checkpoint": "step"}}
+    cfg, own = config_of_run(argv, **how)
     assert (cfg.run_dir, cfg.evaluation.max_rows, own) == (str(tmp_path), 0, {"checkpoint": "7"})
     with pytest.raises(SystemExit):
-        config_of_run([*argv, "--cfg=job"], command="train.evaluate", extra={"checkpoint": "step"})
+        config_of_run([*argv, "--cfg=job"], **how)
     assert "max_rows: 0" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        config_of_run(["--help"], command="train.evaluate", extra={"checkpoint": "step"})
-    assert "run_dir=..." in capsys.readouterr().out
+        config_of_run(["--help"], **how)
+    text = capsys.readouterr().out
+    for part in ("train.evaluate run_dir=... [checkpoint=...]", "evaluation.KEY=VALUE", "example:"):
+        assert part in text
+    assert max(len(line) for line in text.splitlines()) <= 120
 
 
 @pytest.mark.parametrize(
-    ("argv", "expected"), [([], "run_dir: missing"), (["run_dri=x"], "run_dri: unknown key; did you mean run_dir?")]
+    ("argv", "expected"),
+    [
+        ([], "run_dir: missing"),
+        (["run_dri=x"], "run_dri: unknown key; did you mean run_dir?"),
+        (["run_dir=RUN", "max_rows=3"], "max_rows: unknown key; did you mean evaluation.max_rows?"),
+        (["run_dir=RUN", "evaluation.max_row=3"], "did you mean evaluation.max_rows?"),
+        (["run_dir=RUN", "evaluation.max_rows=many"], "evaluation.max_rows: got 'many'"),
+        (["run_dir=RUN", "+optim.lr=3"], "optim.lr: this command does not read it; it reads of the config: evaluation"),
+        (["run_dir=RUN", "--config-dir=x"], "--config-dir=x: unknown option"),
+    ],
 )
-def test_config_of_a_run_needs_its_folder(argv: list[str], expected: str) -> None:
+def test_wrong_keys_of_a_command_on_a_run_are_named(tmp_path: Path, argv: list[str], expected: str) -> None:
+    save_config(compose(["experiment=demo"]), tmp_path / "run.yaml")
     with pytest.raises(ConfigError) as caught:
-        config_of_run(argv, command="train.evaluate", extra={})
+        config_of_run(
+            [word.replace("RUN", str(tmp_path)) for word in argv], command="train.evaluate", sections=("evaluation",)
+        )
     assert expected in str(caught.value)
+
+
+def test_a_folder_that_is_no_run_is_missing_input(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="no such folder"):
+        config_of_run([f"run_dir={tmp_path}/no"], command="train.export", sections=())
+    with pytest.raises(MissingInput, match=r"is not there; is .* the folder of a run"):
+        config_of_run([f"run_dir={tmp_path}"], command="train.export", sections=())

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from conf.compose import compose
-from conf.schema import RunConfig, to_dict, validate
-from data_prep.tokenizer import Tokenizer, train_bpe
+from conf.judge import validate
+from conf.schema import RunConfig, to_dict
+from data_prep.tokenizer.learn import train_bpe
+from data_prep.tokenizer.tokenizer import Tokenizer
 
 REAL = Path(os.environ.get("CORRAL_TEST_DATA", "/nonexistent"))
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="CORRAL_TEST_DATA does not name the folder of real data")

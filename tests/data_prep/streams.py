@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.schema import DataConfig, SourceConfig, StopConfig
-from data_prep.permutation import key_of, keys_of
-from data_prep.stream import GlobalStep, PackedRow, Stream
+from data_prep.stream.permutation import key_of, keys_of
+from data_prep.stream.stream import GlobalStep, PackedRow, Stream
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,21 @@ from pathlib import Path
 import pytest
 
 from conf.compose import compose
+from conf.durable import xxh3_of
 from conf.errors import BadData, MissingInput
 from conf.schema import RunConfig
-from data_prep import identity, pool, preview, selection, tokenizer
-from data_prep.block import Counts, conversation_of, is_held_out
-from data_prep.durable import file_digest
-from data_prep.files import parse
+from data_prep import preview
+from data_prep.blocks import workers as pool
+from data_prep.corpus import identity
+from data_prep.corpus.shards import Corpus, Split, open_corpus
 from data_prep.jobs import job_of, raw_files
 from data_prep.prepare import prepare
-from data_prep.shards import Corpus, Split, open_corpus
-from data_prep.stream import Stream, rank_rows
-from data_prep.templates import plain_prompt
+from data_prep.rows import selection
+from data_prep.rows.files import parse
+from data_prep.rows.stage import Counts, apply
+from data_prep.stream.stream import Stream, rank_rows
+from data_prep.templates.prompts import plain_prompt
+from data_prep.tokenizer import tokenizer
 from tests.data_prep import made
 from tests.data_prep.flan_files import COT_ROWS, HELD_OUT_TASKS, NIV2_ROWS, flan_files
 
@@ -56,7 +60,7 @@ def corpus(root: Path, real_data: Real) -> Corpus:
 
 @pytest.fixture(scope="module")
 def words(corpus: Corpus) -> tokenizer.Tokenizer:
-    return tokenizer.load(str(corpus.path / "tokenizer"))
+    return tokenizer.load_tokenizer(str(corpus.path / "tokenizer"))
 
 
 def splits(corpus: Corpus, source: str) -> Iterator[Split]:
@@ -77,7 +81,7 @@ def samples(corpus: Corpus, source: str, words: tokenizer.Tokenizer) -> Iterator
 def digests(path: Path) -> dict[str, str]:
     kept = [*path.rglob("*.arrow"), *path.glob("quarantine.jsonl")]
     assert kept
-    return {str(each.relative_to(path)): file_digest(each) for each in sorted(kept)}
+    return {str(each.relative_to(path)): xxh3_of(each) for each in sorted(kept)}
 
 
 def test_every_style_is_there_and_nothing_is_lost(corpus: Corpus) -> None:
@@ -122,10 +126,11 @@ def test_few_shot_prompts_hold_solved_rows_of_the_same_task(
 ) -> None:
     """Against the raw rows: P3 rows stand in a prompt word for word, each followed by its answer."""
     cfg, source = config(root, real_data, "corpus"), "t0.fsopt"
-    paths = tuple(each.name for each in raw_files(cfg, source)[0])
-    job = job_of(cfg, source, paths, tokenizer=corpus.path / "tokenizer", folder=corpus.path)
-    rows = {raw.row: conversation_of(raw.text, job, Counts()) for _, raw in pool.rows_of(job)}
-    tasks = {raw.row: parse(raw.text)["template"] for _, raw in pool.rows_of(job)}
+    job = job_of(cfg, source, raw_files(cfg, source), tokenizer=corpus.path / "tokenizer", folder=corpus.path)
+    read = apply(job.stages.reading, list(pool.records_of(job)), Counts())
+    rows = {record.row: record.conversation for _, record in read}
+    records = {record.row: record for _, record in read}
+    tasks = {record.row: parse(record.text)["template"] for _, record in read}
     counts = Counter[int]()
     for prompt, target, (_, number, _) in samples(corpus, source, words):
         question, answer = rows[number].messages
@@ -135,7 +140,7 @@ def test_few_shot_prompts_hold_solved_rows_of_the_same_task(
             each for each, row in rows.items() if plain_prompt(row.messages[0]) + row.messages[1].content in prompt
         ]
         assert {tasks[each] for each in found} == {tasks[number]}
-        assert not any(is_held_out(rows[each], job.validation_fraction) for each in found)
+        assert not any(job.stages.split.holds_out(records[each]) for each in found)
         assert number not in found
         counts[len(found)] += 1
     assert counts.most_common(1)[0][0] == 5
@@ -243,7 +248,7 @@ def test_the_command_that_prepares_it_is_spelt_out_and_means_the_same_corpus(roo
 def test_all_tasks_excluded_is_a_sentence(root: Path, real_data: Real, tmp_path: Path) -> None:
     (tmp_path / "all.txt").write_text("# everything\ntask*\n")
     cfg = config(root, real_data, "none", f"data.sources.niv2.sources.zsopt.select.exclude={tmp_path / 'all.txt'}")
-    with pytest.raises(MissingInput, match=r"select\.exclude: all 5 files"):
+    with pytest.raises(MissingInput, match=r"select\.exclude: the list leaves out the tasks of all 5 files"):
         prepare(cfg, argv=[])
     assert selection.read(cfg.data.sources["niv2"].sources["zsopt"].select, "k").exclude == ("task*",)  # type: ignore[index]
 
@@ -259,5 +264,5 @@ def test_rows_passed_over_are_counted(tmp_path: Path) -> None:
     assert [(entries[name]["rows"], entries[name]["left_out"]) for name in "ab"] == [(40, 40), (5, 4)]
     assert [corpus.split("train")["b"].origin(row)[1] for row in range(5)] == [0, 2, 4, 6, 8]
     none = {"a": leaf | {"select": {"where": {"template_type": "zs"}}}}
-    with pytest.raises(BadData, match=r"data\.sources\.a\.select: takes none of the 80 rows"):
+    with pytest.raises(BadData, match=r"data\.sources\.a\.select: none of the 80 rows of its files match"):
         prepare(made.config(none, tmp_path / "none"), argv=[])

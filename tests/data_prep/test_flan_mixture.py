@@ -15,8 +15,8 @@ import pytest
 
 from conf.compose import compose
 from conf.schema import RateConfig, SourceConfig, StopConfig
-from data_prep.mixture import Size, fractions, leaves_of
-from data_prep.phases import Amounts, Schedule, total_draws
+from data_prep.stream.mixture import Size, fractions, leaves_of
+from data_prep.stream.phases import Amounts, Schedule, total_draws
 
 DRAWS = 4_000_000
 EPOCH = 3_886_000

@@ -15,12 +15,12 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from conf.errors import ConfigError
 from conf.schema import StopConfig
+from data_prep.corpus.shards import Split, open_corpus
 from data_prep.interop import IGNORE, PackedView, RankSteps, SampleView, row_arrays
-from data_prep.shards import Split, open_corpus
-from data_prep.stream import EMPTY, Stream
+from data_prep.stream.stream import EMPTY, Stream
+from tests.data_prep.corpus.test_shards import rows, write
 from tests.data_prep.streams import all_rows, data_config, leaf
-from tests.data_prep.test_shards import rows, write
-from train.batch import collate
+from train.batches.collate import collate
 
 CONTENT = {"a/train": rows(90), "b/train": rows(40, 1)}
 
@@ -58,7 +58,7 @@ def test_rows_hold_what_training_feeds(splits: dict[str, Split]) -> None:
     """Tokens, labels and positions equal those of the collation that training uses, token for token."""
     device, both = torch.device("cpu"), [splits["a"], splits["b"]]
     for packed in all_rows(stream(splits)):
-        batch = collate([packed], both, layout="flat", pad_id=0, device=device)
+        batch = collate([packed], both, layout="flat", pad_id=0).to(device)
         row = row_arrays(packed, both)
         assert row["input_ids"].tolist() == batch.input_ids[0].tolist()
         assert row["labels"].tolist() == batch.labels[0].tolist()

@@ -17,7 +17,7 @@ STEPS = """
 import sys
 from benchmarks.scale import own_memory
 from conf.schema import StopConfig
-from data_prep.stream import Stream
+from data_prep.stream.stream import Stream
 from tests.data_prep.streams import data_config, fake_splits, leaf
 
 tree = {"a": leaf(weight=3.0), "b": leaf(weight=1.0)}

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from conf.errors import MissingInput
-from data_prep import block, pool, shard_writer
+from data_prep.blocks import process as block
+from data_prep.blocks import workers as pool
+from data_prep.corpus import shard_writer
+from data_prep.corpus.shards import open_corpus
 from data_prep.prepare import prepare
-from data_prep.shards import open_corpus
 from tests.data_prep.made import alpaca_rows, config, write_json
 from tests.data_prep.test_prepare import digests
 

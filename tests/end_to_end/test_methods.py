@@ -14,21 +14,21 @@ import torch
 
 from conf.compose import compose
 from conf.errors import ConfigError
-from data_prep.conversation import Message
-from data_prep.identity import corpus_path
+from data_prep.corpus.identity import corpus_path
+from data_prep.corpus.shards import open_corpus
 from data_prep.prepare import prepare
-from data_prep.shards import open_corpus
+from data_prep.rows.conversation import Message
 from tests.distributed import run_distributed
 from tests.end_to_end.commands import lines
 from train.assembly import assemble
-from train.chat import open_speaker
-from train.distributed import Ranks
-from train.evaluate import evaluate_all
-from train.export import export
-from train.exported import load_model
+from train.chat.speaker import open_speaker
+from train.checkpoint.reopen import reopen
+from train.evaluate.evaluation import evaluate_all
+from train.export.exported import load_model
+from train.export.folder import export
 from train.main import drain
-from train.preempt import StopRequest
-from train.restored import restored
+from train.process.preempt import StopRequest
+from train.ranks.group import Ranks
 from train.state import TrainState
 
 METHODS = {
@@ -83,7 +83,7 @@ def check(run_dir: Path, name: str) -> None:
     """Held-out loss fell; the checkpoint and the export compute what the run's own evaluation did."""
     curve = [line["eval/loss"] for line in lines(run_dir / "metrics.jsonl") if "eval/loss" in line]
     assert curve[-1] < curve[0] - 0.02, (name, curve)
-    run = restored(run_dir)
+    run = reopen(run_dir)
     found, _ = evaluate_all(
         run.model, run.corpus, run.cfg, tokenizer=run.tokenizer, attention=run.attention, ranks=run.ranks
     )

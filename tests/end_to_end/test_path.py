@@ -40,6 +40,9 @@ def test_the_run_leaves_what_the_readme_promises(folder: Path) -> None:
     assert kinds[0] == "start"
     assert kinds[-1] == "end"
     assert "checkpoint" in kinds
+    warned = [line["text"] for line in lines(run / "events.jsonl") if line["kind"] == "warning"]
+    assert warned[0].startswith("the run has 8 steps, in which a model learns little; raise schedule.max_steps=8")
+    assert warned[1].startswith("schedule.max_steps=8 ends the run before the data ends (data.stop.epochs=3)")
     assert (run / "run.yaml").is_file()
     assert "<svg" in (run / "report.html").read_text()
     assert len(list((run / "samples").glob("step-*.jsonl"))) == 3

@@ -1,4 +1,4 @@
-"""The README is true: its commands exist and compose, and its tree names every file and none that is not there."""
+"""The README is true: its commands exist and compose, and its tree names every room and none that is not there."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def module_of(words: list[str]) -> tuple[str, list[str]]:
     return words[at + 1], words[at + 2 :]
 
 
-COMPOSED = sorted({(module, *rest) for module, rest in map(module_of, commands()) if module in COMPOSING})
+COMPOSED = sorted(
+    {(module, *rest) for module, rest in map(module_of, commands()) if module in COMPOSING and rest[0] != "status"}
+)
 
 
 def test_there_is_something_to_check() -> None:
@@ -67,19 +69,23 @@ def test_make_targets_exist() -> None:
     assert {"demo", "test"} <= named <= targets, named - targets
 
 
-def test_the_tree_names_every_python_file() -> None:
-    tree = next(block for block in BLOCKS if block.startswith("conf/"))
-    tracked = subprocess.run(
-        ["git", "ls-files", "*.py", "*.sh"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    paths = [Path(line) for line in tracked if line.split("/")[0] in ("conf", "data_prep", "train", "launch", "slurm")]
-    missing = [
-        path
-        for path in paths
-        if path.name != "__init__.py"
-        and f"{path.name}" not in tree
-        and not any(f"{part}/" in tree for part in path.parts[1:-1])
-    ]
-    assert not missing
-    named = set(re.findall(r"\b([a-z_0-9]+\.(?:py|sh))\b", tree))
-    assert not named - {path.name for path in paths}
+def test_the_tree_names_every_room_and_no_other() -> None:
+    tree = next(block for block in BLOCKS if block.startswith("slurm/"))
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [Path(line) for line in listed.splitlines()]
+    floors = ("conf", "data_prep", "train", "launch")
+    rooms = {path.parent for path in files if path.suffix == ".py" and path.parts[0] in floors}
+    named = set(re.findall(r"\b([a-z_]+)/(?=\s|$)", tree))
+    missing = sorted(str(room) for room in rooms if room.name not in named)
+    assert not missing, f"README's tree does not name {missing}"
+    folders = {part for path in files for part in path.parts[:-1]}
+    assert not named - folders, f"README's tree names {named - folders}, which are no folders"
+
+
+def test_the_version_has_its_release_page() -> None:
+    version = re.search(r'version="([0-9.]+)"', (ROOT / "setup.py").read_text())
+    assert version
+    pages = re.findall(r"^## \[(.+?)\](.*)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    assert pages[0][0] == "Unreleased"
+    assert pages[1][0] == version[1]
+    assert re.fullmatch(r" - \d{4}-\d\d-\d\d", pages[1][1]), "a release page has its date"

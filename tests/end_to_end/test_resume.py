@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -37,12 +39,25 @@ def kill_when(folder: Path, name: str, world: int, step: int, number: signal.Sig
     return kill_run(folder / name, world, step, number, tiny_run(folder, name, *FEW, *more))
 
 
-def kill_run(run: Path, world: int, step: int, number: signal.Signals, arguments: list[str]) -> tuple[int, str]:
-    """Start a run and send ``number`` to torchrun and every worker once ``step`` is in the ledger."""
+def kill_run(
+    run: Path,
+    world: int,
+    step: int,
+    number: signal.Signals,
+    arguments: list[str],
+    saved: Callable[[], object] | None = None,
+) -> tuple[int, str]:
+    """Start a run and send ``number`` to torchrun and every worker once ``step`` is in the ledger.
+
+    A run that saves is left until something is ``saved`` (its first checkpoint) too: what is written in the background
+    may need longer than the steps after it, and a run killed before it starts over, which shows nothing of resuming.
+    """
+    if saved is None and "checkpoint.every_steps=0" not in arguments:
+        saved = lambda: list(run.glob("checkpoints/step-*/MANIFEST.json"))  # noqa: E731
     process = torchrun(world, *arguments)
     ledger = run / "ledger.jsonl"
     deadline = time.monotonic() + 120
-    while not ledger.exists() or len(ledger.read_text().splitlines()) < step:
+    while not ledger.exists() or len(ledger.read_text().splitlines()) < step or (saved and not saved()):
         assert process.poll() is None, finish(process, 10)[1]
         assert time.monotonic() < deadline, "no step within 120 s"
         time.sleep(0.02)
@@ -53,15 +68,12 @@ def kill_run(run: Path, world: int, step: int, number: signal.Signals, arguments
     return finish(process, 90)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
         pytest.param(("zero=2",), id="full"),
-        pytest.param(
-            ("zero=3", "tuning=lora", "tuning.dropout=0.1", "data.share_prefix=false"),
-            id="lora",
-            marks=pytest.mark.slow,
-        ),
+        pytest.param(("zero=3", "tuning=lora", "tuning.dropout=0.1", "data.share_prefix=false"), id="lora"),
     ],
 )
 def test_kill_nine_and_restart_ends_at_the_same_fingerprint(folder: Path, more: tuple[str, ...]) -> None:
@@ -79,6 +91,7 @@ def test_kill_nine_and_restart_ends_at_the_same_fingerprint(folder: Path, more: 
     assert "resume" in [line["kind"] for line in lines(killed / "events.jsonl")]
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_and_stage_continues_with_the_same_samples(folder: Path) -> None:
     code, output = train(2, *tiny_run(folder, "two", *FEW, "zero=2"))
     assert code == 0, output
@@ -110,6 +123,19 @@ def test_sigterm_checkpoints_and_asks_to_be_started_again(folder: Path) -> None:
     assert (folder / "term" / "checkpoints" / f"step-{ending['step']:08d}" / "MANIFEST.json").is_file()
 
 
+@pytest.mark.slow
+def test_a_request_to_stop_is_heard_before_the_model_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = folder / "stop"
+    stop.touch()
+    monkeypatch.setenv("CORRAL_STOP_FILE", str(stop))
+    code, output = call("train", *tiny_run(folder, "early-stop", *FEW))
+    assert code == 75, output
+    ending = json.loads((folder / "early-stop" / "exit.json").read_text())
+    assert ending["reason"] == f"stopped before the model was loaded because of stop file {stop}"
+    assert not (folder / "early-stop" / "init").exists()
+
+
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(folder: Path) -> None:
     code, output = train(1, *tiny_run(folder, "damaged", *FEW))
     assert code == 0, output
@@ -128,3 +154,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(folder: Path) ->
     code, output = call("train", *tiny_run(folder, "damaged", *FEW))
     assert code == 74, output
     assert "no checkpoint that verifies" in output
+    fallbacks = [line["step"] for line in lines(folder / "damaged" / "events.jsonl") if line["kind"] == "fallback"]
+    assert fallbacks[0] == 14
+    shutil.rmtree(folder / "damaged" / "checkpoints")
+    code, output = call("train", *tiny_run(folder, "damaged", *FEW))
+    assert code == 74, output
+    assert "events.jsonl says that there was one at step" in output
+    assert [line["digest"] for line in lines(folder / "damaged" / "ledger.jsonl")] == before  # nothing was cut

@@ -12,18 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from conf.schema import LossConfig
-from data_prep.stream import PackedRow
+from conf.schema import SftObjective
+from data_prep.stream.stream import PackedRow
 from tests.tiny import PACKING_FAMILIES, tiny_model
 from tests.train.rows import EOS, FakeSplit
-from train import chunks
 from train.attention import choose, packed
+from train.attention.gather import gather, uses_of
 from train.attention.varlen_cpu import varlen_attention_cpu
-from train.batch import collate
-from train.head import head_losses
-from train.kernels import use_kernels
-from train.loss import token_nll_sum
-from train.models import family
+from train.batches.batch import Predicted
+from train.batches.collate import collate
+from train.families import family
+from train.model.kernels import use_kernels
+from train.objectives.head import head_losses
+from train.objectives.sft import token_nll_sum
+from train.plan import chunks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -56,6 +58,29 @@ def test_cuda_kernel_agrees_with_the_cpu_function(bounds_k: list[int], key_heads
         torch.testing.assert_close(one, other, atol=3e-2, rtol=3e-2)
 
 
+@pytest.mark.parametrize("sharers", [1, 20, 60, 200])
+def test_gradients_of_a_shared_prefix_are_summed_in_fp32(sharers: int) -> None:
+    """Against fp32 sums from the same bf16 numbers, rounded once; the same bits twice, and no wait for the GPU."""
+    prefix, rest, heads, width = 40, 6, 8, 128
+    own = [np.arange(prefix + rest * each, prefix + rest * (each + 1)) for each in range(sharers)]
+    index = np.concatenate([np.arange(prefix), *(np.concatenate([np.arange(prefix), each]) for each in own)])
+    tokens = prefix + rest * sharers
+    gradient = torch.randn(1, heads, len(index), width, generator=torch.Generator().manual_seed(0)).bfloat16()
+    zeros = torch.zeros(1, heads, tokens, width)
+    wanted = zeros.index_add(2, torch.from_numpy(index), gradient.float()).bfloat16()
+    row = torch.zeros(1, heads, tokens, width, dtype=torch.bfloat16, device=CUDA, requires_grad=True)
+    uses = uses_of(index, tokens, lambda array: torch.from_numpy(array).to(CUDA))
+    places, pull = torch.from_numpy(index).to(CUDA), gradient.to(CUDA)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = [torch.autograd.grad(gather(row, places, uses), row, pull)[0] for _ in range(2)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0].cpu(), wanted, atol=0, rtol=2**-7)
+    assert float((found[0].cpu() != wanted).float().mean()) <= 1e-3
+
+
 def test_auto_finds_an_isolating_backend_on_a_gpu() -> None:
     for kind in PACKING_FAMILIES:
         found = choose("auto", family=family(kind), pack="exact", dtype=torch.bfloat16, device=torch.device("cuda"))
@@ -71,11 +96,11 @@ def test_the_head_in_chunks_is_right_in_bf16(positions: int) -> None:
         torch.randn(shape, generator=generator).bfloat16() for shape in ((positions, width), (vocab, width))
     )
     labels = torch.randint(vocab, (positions,), generator=generator)
-    loss, places = LossConfig(z_loss=1e-4, label_smoothing=0.1), torch.arange(positions)
+    loss, places = SftObjective(z_loss=1e-4, label_smoothing=0.1), torch.arange(positions)
 
     def run(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
         h, w = (x.to(device, dtype).requires_grad_() for x in (hidden, weight))
-        nll, objective = head_losses(h, places.to(device), w, None, labels.to(device), loss)
+        nll, objective = head_losses(h, w, None, Predicted(places.to(device), labels.to(device)), loss)
         found = (nll, objective, *torch.autograd.grad(objective / positions, (h, w)))
         return [x.detach().double().cpu() for x in found]
 
@@ -88,7 +113,8 @@ def test_the_head_in_chunks_is_right_in_bf16(positions: int) -> None:
 
 @pytest.mark.parametrize("kernels", ["none", "compile", "liger"])
 def test_packed_rows_with_shared_prefixes_give_the_gradients_of_the_cpu(kernels: str) -> None:
-    """bf16 on the GPU, no further from fp32 than bf16 on the CPU is; what is compiled is compiled once."""
+    """bf16 on the GPU, no further from fp32 than bf16 on the CPU is, which sums a shared prefix in fp32 too
+    (tests/train/attention/test_gather.py); what is compiled is compiled once."""
     if kernels == "liger" and importlib.util.find_spec("liger_kernel") is None:
         pytest.skip("needs liger_kernel: pip install -e '.[gpu]'")
     packed._register()
@@ -112,7 +138,7 @@ def test_packed_rows_with_shared_prefixes_give_the_gradients_of_the_cpu(kernels:
 def gradients(model: Any, rows: list[list[int]], device: torch.device) -> list[torch.Tensor]:
     model.zero_grad()
     packed_rows = [PackedRow(tuple((0, index) for index in row), share_prefix=True) for row in rows]
-    batch = collate(packed_rows, [data()], layout="flat", pad_id=0, device=device)
+    batch = collate(packed_rows, [data()], layout="flat", pad_id=0).to(device)
     token_nll_sum(model, batch, targets_only=True).backward()  # type: ignore[no-untyped-call]
     return [parameter.grad.detach().float().cpu() for parameter in model.parameters()]
 

@@ -7,10 +7,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from conf.compose import compose
+from conf.schema import RunConfig
 from launch.torchrun import Job, child_environment
 
 FAKE_RUN = Path(__file__).with_name("fake_run.py")
@@ -61,3 +64,14 @@ def processes_with(marker: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> RunConfig:
+    """A run of the demo on SLURM, whose corpus is prepared."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "MANIFEST.json").touch()
+    found = compose(["experiment=demo", "cluster=slurm", "cluster.partition=gpu", "cluster.account=lab"])
+    data = replace(found.data, prepared=str(corpus))
+    return replace(found, run_dir=str(tmp_path / "run dir"), data=data)

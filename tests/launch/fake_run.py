@@ -30,7 +30,10 @@ def play_rank(rank: int, act: dict, run_dir: Path, attempt: int) -> int:
     code = act["codes"][rank]
     if code is None:
         os.kill(os.getpid(), signal.SIGKILL)
-    write_rank_exit(run_dir, rank, ExitRecord(code, f"played {code}", act.get("step", 0), "", attempt))
+    # A peer is lost after it failed, whichever process of this play comes first.
+    when = time.time() + (60.0 if code == 76 else 0.0)
+    record = ExitRecord(code, f"played {code}", act.get("step", 0), "", attempt)
+    write_rank_exit(run_dir, rank, record, time_failed=when)
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from conf.compose import compose
+from conf.schema import to_dict
 from launch.torchrun import ROOT, child_environment
 
 PLAYED = """
@@ -114,6 +117,33 @@ def test_mistakes_get_one_sentence(launch: Launcher, arguments: list[str], code:
     assert done.returncode == code, done.stderr
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["cluster=local"], ["cluster=slurm"], ["begin"]])
+def test_changed_settings_are_refused_before_a_queue(launch: Launcher, command: list[str]) -> None:
+    """With the run's own sentence; a MANIFEST without its seal is a matter of the run."""
+    (launch.folder / "sbatch").write_text("#!/bin/sh\ntouch submitted\n")
+    (launch.folder / "sbatch").chmod(0o755)
+    path = f"{launch.folder}{os.pathsep}{os.environ['PATH']}"
+    folder = launch.folder / "outputs" / "demo" / "checkpoints" / "step-00000004"
+    folder.mkdir(parents=True)
+    manifest = json.dumps({"step": 4, "config": to_dict(compose(["experiment=demo", "optim.lr=1e-5"]))}).encode()
+    (folder / "MANIFEST.json").write_bytes(manifest)
+    (folder / "MANIFEST.sha256").write_text(f"{hashlib.sha256(manifest).hexdigest()}  MANIFEST.json\n")
+    done = launch(*command, "experiment=demo", PATH=path)
+    assert done.returncode == 78, done.stderr
+    assert done.stderr == (
+        "corral: resume.allow: since the checkpoint of step 4, settings changed that change what the run computes: "
+        "optim.lr: 1e-05 -> 0.004 (the steps to come have another learning rate); set it back, or accept it with "
+        "'resume.allow=[optim.lr]', or set another name or run_dir\n"
+    )
+    assert not launch.calls()
+    assert not (launch.folder / "submitted").exists()
+    assert not (launch.folder / "outputs" / "demo" / "logs").exists()
+    for others in (("resume.allow=[optim.lr]",), ("optim.lr=1e-5",)):
+        assert launch("begin", "experiment=demo", *others).returncode == 0
+    (folder / "MANIFEST.json").write_bytes(manifest.replace(b"1e-05", b"3e-05"))
+    assert launch("begin", "experiment=demo").returncode == 0
 
 
 def test_a_sweep_gives_every_combination_its_own_folder(launch: Launcher) -> None:

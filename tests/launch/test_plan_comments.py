@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conf.compose import ROOT, compose, groups
-from launch.plan import planned, summary
+from launch.plan.table import planned, summary
 from train.plan import GIB
 
 EXPERIMENTS = groups([ROOT])["experiment"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.scaling import DOCS, OPEN, RUNS, page
-from launch.plan_plot import plot
-from launch.plan_sweep import sweep
+from launch.plan.plot import plot
+from launch.plan.sweep import sweep
 
 
 @pytest.mark.slow

@@ -3,57 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from conf.compose import compose
 from conf.errors import ConfigError, Unavailable
+from conf.safety.arguments import spelt_out
 from conf.schema import RunConfig
 from launch import node
-from launch.slurm import submit
+from launch.slurm.submit import submit
+from tests.launch.stand_ins import WHOLE, stand_ins
 
 ODD = ["name=x", "a b", "[1, 2]", "quo\"te's", "$HOME", "*", "", "semi;colon", "new\nline"]
-
-CLIENT = """#!{python}
-import json, os, sys
-name = os.path.basename(sys.argv[0])
-with open({record!r}, "a") as file:
-    file.write(json.dumps([name, sys.argv[1:], os.environ.get("CORRAL_NPROC")]) + "\\n")
-if name == "sinfo":
-    print({gres!r})
-elif "--test-only" in sys.argv and {refusal!r}:
-    sys.exit("sbatch: error: " + {refusal!r})
-elif "--parsable" in sys.argv:
-    print("123;cluster")
-"""
-
-
-@pytest.fixture
-def cfg(tmp_path: Path) -> RunConfig:
-    found = compose(["experiment=demo", "cluster=slurm", "cluster.partition=gpu", "cluster.account=lab"])
-    return replace(found, run_dir=str(tmp_path / "run dir"))
-
-
-def stand_ins(folder: Path, monkeypatch: pytest.MonkeyPatch, *, gres: str = "gpu:8", refusal: str = "") -> Path:
-    record = folder / "calls.jsonl"
-    for name in ("sbatch", "sinfo"):
-        path = folder / name
-        path.write_text(CLIENT.format(python=sys.executable, record=str(record), gres=gres, refusal=refusal))
-        path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return record
 
 
 def test_a_job_is_tried_out_and_then_sent_unchanged(
     cfg: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = stand_ins(tmp_path, monkeypatch)
-    assert submit(cfg, ODD) == "123"
+    assert submit(cfg, ODD) == {"train": "123"}
     _, tried, sent = (json.loads(line) for line in record.read_text().splitlines())
     assert tried[1][0] == "--test-only"
     assert sent[1][0] == "--parsable"
@@ -66,14 +35,52 @@ def test_a_job_is_tried_out_and_then_sent_unchanged(
     assert Path(output).parent.is_dir(), "without the folder SLURM loses the log"
 
 
+def test_a_secret_is_sent_in_a_file_for_its_user(
+    cfg: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM shows the arguments of a job to everyone."""
+    record, words = stand_ins(tmp_path, monkeypatch), ["name=x", "data.prepared=s3://me:typed-secret@host/b"]
+    submit(cfg, words)
+    assert "typed-secret" not in record.read_text()
+    word = json.loads(record.read_text().splitlines()[-1])[1][-1]
+    path = Path(word[1:])
+    assert (word[0], path.parent) == ("@", Path(cfg.run_dir) / "logs")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert spelt_out([word]) == words
+
+
 def test_without_gpus_in_slurm_the_processes_are_counted_in_the_environment(
     cfg: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = stand_ins(tmp_path, monkeypatch, gres="(null)")
+    record = stand_ins(tmp_path, monkeypatch, nodes="cpu*|(null)|64|256000")
     submit(cfg, [])
     sent = json.loads(record.read_text().splitlines()[-1])
     assert sent[2] == "8"
-    assert not any(option.startswith("--gpus") for option in sent[1])
+    assert not any(option.startswith(("--gpus", "--exclusive", "--mem")) for option in sent[1])
+
+
+@pytest.mark.parametrize(
+    ("lines", "gpus", "options"),
+    [
+        (WHOLE, 8, ["--exclusive", "--mem=0"]),
+        (WHOLE, 2, ["--cpus-per-task=48", "--mem=515750M"]),
+        ("gpu|gpu:4(S:0,2),nic:2|64|512000\ngpu|gpu:8|256|2000000", 4, ["--cpus-per-task=64", "--mem=512000M"]),
+        ("gpu|gpu:4|64|512000\ngpu|gpu:8|256|2000000", 8, ["--exclusive", "--mem=0"]),
+        ("mix|gpu:a100:4,gpu:v100:4|64|512000", 8, ["--exclusive", "--mem=0"]),
+        ("all*|gpu:2|16|64000\nlarge|gpu:8|256|2000000\nall*|(null)|64|512000", 2, ["--exclusive", "--mem=0"]),
+        ("all*|(null)|64|512000\nlarge|gpu:8|256+|2000000+", 4, ["--cpus-per-task=128", "--mem=1000000M"]),
+        ("small|gpu:2|1|4000", 1, ["--cpus-per-task=1", "--mem=2000M"]),
+        ("gpu|gpu:4|64|512000", 8, ["--exclusive", "--mem=0"]),
+    ],
+)
+def test_gpus_come_with_their_cpus_and_memory(
+    cfg: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, gpus: int, options: list[str]
+) -> None:
+    record = stand_ins(tmp_path, monkeypatch, nodes=lines)
+    submit(replace(cfg, cluster=replace(cfg.cluster, gpus_per_node=gpus)), [])
+    sent = json.loads(record.read_text().splitlines()[-1])[1]
+    at = sent.index(f"--gpus-per-node={gpus}")
+    assert sent[at + 1 : at + 3] == options
 
 
 def test_a_refusal_is_passed_on_and_nothing_is_sent(
@@ -99,19 +106,9 @@ def test_without_sbatch_one_sentence(cfg: RunConfig, tmp_path: Path, monkeypatch
         submit(cfg, [])
 
 
-def test_a_node_finds_its_interface_and_its_place() -> None:
-    assert node.own_address("127.0.0.1") == "127.0.0.1"
-    assert node.interface_of("127.0.0.1") in [name for _, name in socket.if_nameindex()]
-    assert node.interface_of("203.0.113.77") is None
+def test_a_node_finds_its_place() -> None:
     environment = {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "CORRAL_NPROC": "8", "CORRAL_HEAD": "10.0.0.1"}
     environment |= {"CORRAL_PORT": "15016", "SLURM_JOB_ID": "1"}
     found = node.torchrun_arguments(environment, ODD)
     assert found[-len(ODD) :] == ODD
     assert {"--nnodes=2", "--node-rank=1", "--nproc-per-node=8", "--master-addr=10.0.0.1"} <= set(found)
-
-
-def test_a_node_that_cannot_write_is_named(tmp_path: Path) -> None:
-    (tmp_path / "logs").mkdir()
-    node.look_over(tmp_path, 1)
-    with pytest.raises(Unavailable, match=f"node {socket.gethostname()} cannot write"):
-        node.look_over(tmp_path / "absent", 1)

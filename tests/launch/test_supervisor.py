@@ -147,7 +147,7 @@ def test_a_third_signal_kills_ranks_that_do_not_listen(job: MakeJob, tmp_path: P
     until((tmp_path / "up").exists)
     assert launcher.stderr is not None
     launcher.send_signal(signal.SIGTERM)
-    assert b"once more" in launcher.stderr.readline()
+    assert b"send it again" in launcher.stderr.readline()
     launcher.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
         launcher.wait(0.5)

@@ -12,9 +12,8 @@ import pytest
 from conf.compose import ROOT, compose, groups
 from data_prep.prepare import prepare
 from tests.end_to_end.commands import tiny_run
-from train.models import family
-from train.plan.model_config import KNOWN
-from train.verify import proof_of, prove, verdict
+from train.families import family, known_models
+from train.verify.comparisons import proof_of, prove, verdict
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "alpaca_gpt2_full": {
@@ -116,7 +115,7 @@ def test_a_shrunken_copy_of_every_experiment_holds(real_data: Callable[[str], Pa
 @pytest.mark.timeout(900)
 def test_a_shrunken_copy_of_every_family_holds(tmp_path: Path) -> None:
     """As ``python -m train.verify model=NAME`` would, one model of each family, on one corpus."""
-    models = {model["model_type"]: model for model in json.loads(KNOWN.read_text()).values()}
+    models = {model["model_type"]: model for model in known_models().values()}
     proofs, run = [], tiny_run(tmp_path, "run")
     prepare(compose(run), argv=run)
     for kind, model in models.items():

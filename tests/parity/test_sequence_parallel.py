@@ -45,6 +45,7 @@ def families(slices: int) -> list[Setting]:
     ]
 
 
+@pytest.mark.slow
 def test_two_ranks_share_every_row(tmp_path: Path) -> None:
     check(2, settings(2, 2)[::3] + families(2)[::3], tmp_path)
 

@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
-# A real SLURM of two nodes on one machine, without systemd, for tests: munged, slurmctld and one slurmd per node.
+# A real SLURM of three nodes on one machine, without systemd, for tests: munged, slurmctld and one slurmd per node.
 #
 #   cluster.sh start DIR | stop DIR | run DIR COMMAND...     DIR holds all its files
+#   cluster.sh at DIR NODE COMMAND...                        on a node
 #
 # Every node is a set of namespaces (network, mount, UTS, IPC, PID) with its own host name, address and /etc/hosts;
-# the controller is one more and holds the bridge. There is no way out, so a run that needs the internet fails here.
+# the controller is one more and holds the bridges: SLURM's, on which the nodes have their names, and one for data
+# alone, their eth1, that can be cut while SLURM lives. There is no way out: a run that needs the internet fails here.
 # Nothing outside DIR changes, and `stop` ends only processes whose ids stand in DIR. Needs root.
-# Environment: CLUSTER_CPUS=8 and CLUSTER_GPUS=0 (made up) per node, CLUSTER_PROCTRACK=proctrack/pgid.
+# Environment: CLUSTER_NODES=3, CLUSTER_CPUS=8 and CLUSTER_GPUS=0 (made up) per node, CLUSTER_PROCTRACK=proctrack/pgid.
 set -euo pipefail
 
 command=${1:?start, stop or run}
 dir=$(realpath -m "${2:?the folder of the cluster}")
 shift 2
-cpus=${CLUSTER_CPUS:-8} gpus=${CLUSTER_GPUS:-0} net=10.214.0
-declare -A address=([ctl]=254 [node1]=1 [node2]=2)
+cpus=${CLUSTER_CPUS:-8} gpus=${CLUSTER_GPUS:-0} net=10.214.0 data_net=10.215.0
+declare -A address=([ctl]=254)
+for ((n = 1; n <= ${CLUSTER_NODES:-3}; n++)); do address[node$n]=$n; done
+mapfile -t nodes < <(printf '%s\n' "${!address[@]}" | grep -v ctl | sort)
 export SLURM_CONF=$dir/slurm.conf PATH=/usr/local/sbin:/usr/sbin:/sbin:$PATH
 
 inside() {  # HOST COMMAND...: run it in the namespaces of HOST, in the current folder
@@ -61,8 +65,9 @@ MessageTimeout=5
 KillWait=5
 InactiveLimit=0
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0
-NodeName=node1 NodeAddr=$net.1 CPUs=$cpus RealMemory=8192 ${gpus:+Gres=gpu:$gpus} State=UNKNOWN
-NodeName=node2 NodeAddr=$net.2 CPUs=$cpus RealMemory=8192 ${gpus:+Gres=gpu:$gpus} State=UNKNOWN
+$(for name in "${nodes[@]}"; do
+  echo "NodeName=$name NodeAddr=$net.${address[$name]} CPUs=$cpus RealMemory=8192 Gres=gpu:$gpus State=UNKNOWN"
+done)
 PartitionName=all Nodes=ALL Default=YES DefaultTime=60 MaxTime=INFINITE State=UP
 CONF
   [[ $gpus != 0 ]] || sed -i 's/ Gres=gpu:0//' "$SLURM_CONF"
@@ -87,22 +92,28 @@ boot() {  # HOST: its namespaces, held by a first process whose end ends everyth
   echo "$holder" >"$dir/$1.pid"
 }
 
+wire() {  # INTERFACE NETWORK: a bridge of that name in the controller, and a link to it in every node
+  local name bridge=(nsenter -t "$(cat "$dir/ctl.pid")" -n ip link)
+  "${bridge[@]}" add "$1" type bridge forward_delay 0
+  for name in "${nodes[@]}"; do
+    "${bridge[@]}" add "$name-$1" type veth peer name "$1" netns "$(cat "$dir/$name.pid")"
+    "${bridge[@]}" set "$name-$1" master "$1" up
+  done
+  for name in "${!address[@]}"; do
+    nsenter -t "$(cat "$dir/$name.pid")" -n ip addr add "$2.${address[$name]}/24" dev "$1"
+    nsenter -t "$(cat "$dir/$name.pid")" -n ip link set "$1" up
+  done
+}
+
 start() {
   configure
   for name in "${!address[@]}"; do boot "$name"; done
-  nsenter -t "$(cat "$dir/ctl.pid")" -n ip link add eth0 type bridge forward_delay 0
-  for name in node1 node2; do
-    nsenter -t "$(cat "$dir/ctl.pid")" -n ip link add "to-$name" type veth peer name eth0 netns "$(cat "$dir/$name.pid")"
-    nsenter -t "$(cat "$dir/ctl.pid")" -n ip link set "to-$name" master eth0 up
-  done
-  for name in "${!address[@]}"; do
-    nsenter -t "$(cat "$dir/$name.pid")" -n ip addr add "$net.${address[$name]}/24" dev eth0
-    nsenter -t "$(cat "$dir/$name.pid")" -n ip link set eth0 up
-  done
+  wire eth0 "$net"
+  wire eth1 "$data_net"
   inside ctl munged --key-file="$dir/munge/key" --socket="$dir/munge/socket" --pid-file="$dir/munge/pid" \
     --log-file="$dir/log/munged.log" --seed-file="$dir/munge/seed"
   inside ctl slurmctld -f "$SLURM_CONF"
-  for name in node1 node2; do mkdir -p "$dir/spool/$name"; inside "$name" slurmd -f "$SLURM_CONF" -N "$name"; done
+  for name in "${nodes[@]}"; do mkdir -p "$dir/spool/$name"; inside "$name" slurmd -f "$SLURM_CONF" -N "$name"; done
   until [[ $(inside ctl sinfo -h -o %T 2>/dev/null) == idle ]]; do sleep 0.1; done
 }
 
@@ -117,5 +128,6 @@ case $command in
   start) trap '[[ $? == 0 ]] || stop' EXIT; start ;;
   stop) stop ;;
   run) inside ctl "$@" ;;
+  at) inside "$@" ;;
   *) sed -n '2,/^set /p' "$0" >&2; exit 2 ;;
 esac

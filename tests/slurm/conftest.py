@@ -1,4 +1,4 @@
-"""A two-node SLURM for the tests of this folder, or the reason why there is none."""
+"""A three-node SLURM for the tests of this folder, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 class Cluster:
     folder: Path
 
-    def run(self, *command: str, environment: Mapping[str, str] | None = None) -> str:
-        """A client command's output, from the repository's root."""
-        done = subprocess.run(
+    def ask(self, *command: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """A client command, from the repository's root."""
+        return subprocess.run(
             [str(HERE / "cluster.sh"), "run", str(self.folder), *command],
             cwd=ROOT,
             env={**os.environ, **(environment or {})},
@@ -33,7 +33,22 @@ class Cluster:
             timeout=60,
             check=False,
         )
+
+    def run(self, *command: str, environment: Mapping[str, str] | None = None) -> str:
+        """The output of a client command that succeeds."""
+        done = self.ask(*command, environment=environment)
         assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def at(self, node: str, *command: str) -> str:
+        """A command's output on a node."""
+        done = subprocess.run(
+            [str(HERE / "cluster.sh"), "at", str(self.folder), node, *command],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
         return done.stdout
 
     def job(self, job: str) -> dict[str, str]:
@@ -65,11 +80,22 @@ def missing() -> str:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
+    yield from brought_up()
+
+
+@pytest.fixture(scope="session")
+def gpu_cluster() -> Iterator[Cluster]:
+    """One whose nodes have four made-up GPUs."""
+    yield from brought_up(CLUSTER_GPUS="4")
+
+
+def brought_up(**settings: str) -> Iterator[Cluster]:
     reason = missing()
     if reason:
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="corral-slurm-"))  # not pytest's: munged wants a path that all may enter
-    subprocess.run([str(HERE / "cluster.sh"), "start", str(folder)], check=True, timeout=60)
+    command = [str(HERE / "cluster.sh"), "start", str(folder)]
+    subprocess.run(command, check=True, timeout=60, env={**os.environ, **settings})
     try:
         yield Cluster(folder)
     finally:

@@ -20,7 +20,7 @@ OF_THE_LAUNCHER = ("logs", "provenance.json", ".launch.lock")
 def left_behind(run_dir: Path) -> set[str]:
     """Paths of a run directory, without what only a launcher writes and what has ranks or times in its name."""
     paths = (path.relative_to(run_dir) for path in run_dir.rglob("*") if path.is_file())
-    return {str(path) for path in paths if path.parts[0] not in (*OF_THE_LAUNCHER, "exit", "wandb", "stop")}
+    return {str(path) for path in paths if path.parts[0] not in (*OF_THE_LAUNCHER, "exit", "wandb")}
 
 
 @pytest.mark.timeout(400)

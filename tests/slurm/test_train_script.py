@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,13 @@ class Submitted:
 def submit(cluster: Cluster, tmp_path: Path) -> Callable[..., Submitted]:
     """submit(overrides, play=[...]): slurm/train.sh on both nodes."""
 
-    def send(overrides: list[str], play: list[object] | None = None) -> Submitted:
+    def send(
+        overrides: list[str],
+        play: list[object] | None = None,
+        *,
+        options: Sequence[str] = (),
+        variables: dict[str, str] | None = None,
+    ) -> Submitted:
         run_dir, log, record = tmp_path / "run dir", tmp_path / "job.log", tmp_path / "calls"
         python = tmp_path / "python"
         python.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "fake_python.py"} "$@"\n')
@@ -70,12 +76,13 @@ def submit(cluster: Cluster, tmp_path: Path) -> Callable[..., Submitted]:
             "FAKE_RUN_DIR": str(run_dir),
             "FAKE_RECORD": str(record),
         }
+        environment |= variables or {}
         if play is not None:
             environment["FAKE_PLAY"] = json.dumps(play)
             overrides = [*overrides, f"run_dir='{run_dir}'"]
         script = [str(ROOT / "slurm" / "train.sh"), *overrides]
-        options = ["--parsable", "--nodes=2", f"--output={log}"]
-        job = cluster.run("sbatch", *options, *script, environment=environment).strip()
+        command = ["sbatch", "--parsable", "--nodes=2", f"--output={log}", *options]
+        job = cluster.run(*command, *script, environment=environment).strip()
         return Submitted(job, run_dir, log, record)
 
     return send
@@ -88,9 +95,22 @@ def test_arguments_arrive_byte_for_byte_on_every_node(cluster: Cluster, submit: 
     assert sorted(call["host"] for call in nodes) == ["node1", "node2"]
     assert all(call["argv"][2:] == ODD for call in nodes)
     assert [call["argv"][2:] for call in sent.calls("data_prep")] == [ODD], "prepared once, on the batch node"
-    begin, finish = sent.calls("launch")
+    begin, preflight, finish = sent.calls("launch")
     assert begin["argv"][3:] == ODD
+    assert preflight["argv"][2:] == ["preflight", "nodes=node1,node2", "attempt=0", *ODD]
     assert finish["argv"][3:] == ["attempt=0", "restarts=0", "world=2", *ODD]
+
+
+def test_no_process_has_a_secret_among_its_arguments(cluster: Cluster, submit: Callable[..., Submitted]) -> None:
+    """Every user of a node reads them. The attempt's file is there for its time alone."""
+    sent = submit(["experiment=demo", "checkpoint.copy_to='s3://me:typed-secret@host/b c'"], play=[75, 0])
+    assert cluster.wait(sent.job, 90)["JobState"] == "COMPLETED", sent.log.read_text()
+    assert "typed-secret" not in sent.record.read_text()
+    assert "typed-secret" not in sent.log.read_text()
+    words = [call["argv"][2:] for module in ("launch.node", "data_prep") for call in sent.calls(module)]
+    assert len(words) == 6
+    assert all(len(each) == 1 and each[0].startswith(f"@{sent.run_dir}/logs/.arguments-of-attempt-") for each in words)
+    assert not list(sent.run_dir.rglob(".arguments*"))
 
 
 def test_a_job_that_asks_for_it_is_requeued_and_goes_on(cluster: Cluster, submit: Callable[..., Submitted]) -> None:
@@ -124,7 +144,7 @@ def test_a_crash_loop_ends_with_70(cluster: Cluster, submit: Callable[..., Submi
     sent = submit(["experiment=demo", "cluster.max_restarts=1"], play=[None])
     done = cluster.wait(sent.job, 90)
     assert (done["ExitCode"], done["Restarts"]) == ("70:0", "1"), sent.log.read_text()
-    assert "no progress past step 0" in sent.exit_json()["reason"]
+    assert "1 restarts gained fewer than 5 steps, up to step 0" in sent.exit_json()["reason"]
 
 
 def test_the_signal_before_the_time_limit_checkpoints_and_requeues(
@@ -135,7 +155,20 @@ def test_the_signal_before_the_time_limit_checkpoints_and_requeues(
     cluster.run("scancel", "--batch", "--signal=USR1", sent.job)
     done = cluster.wait(sent.job, 90)
     assert (done["JobState"], done["Restarts"]) == ("COMPLETED", "1"), sent.log.read_text()
-    assert not (sent.run_dir / "stop").exists()
+    assert not list(sent.run_dir.rglob("stop*"))
+
+
+def test_the_signal_during_preparation_ends_it_and_requeues(cluster: Cluster, submit: Callable[..., Submitted]) -> None:
+    """It used to run into the time limit, and the job was lost."""
+    sent = submit(["experiment=demo"], play=[0], variables={"FAKE_PREPARES": "1"})
+    deadline = time.monotonic() + 60
+    while not (sent.run_dir / "prepared").exists():
+        assert time.monotonic() < deadline, sent.log.read_text()
+        time.sleep(0.1)
+    cluster.run("scancel", "--batch", "--signal=USR1", sent.job)
+    done = cluster.wait(sent.job, 60)
+    assert (done["JobState"], done["Restarts"]) == ("COMPLETED", "1"), sent.log.read_text()
+    assert len(sent.calls("data_prep")) == 2
 
 
 def test_a_cancelled_job_is_not_requeued(cluster: Cluster, submit: Callable[..., Submitted]) -> None:
@@ -154,3 +187,18 @@ def test_slurms_own_requeue_starts_it_once_more_and_not_twice(
     cluster.run("scontrol", "requeue", sent.job)
     done = cluster.wait(sent.job, 90)
     assert (done["JobState"], done["Restarts"]) == ("COMPLETED", "1"), sent.log.read_text()
+
+
+def test_a_bad_node_is_left_out_beside_those_of_the_user(cluster: Cluster, submit: Callable[..., Submitted]) -> None:
+    sent = submit(["experiment=demo"], play=["bad", 0], options=["--nodes=1", "--exclude=node3"])
+    done = cluster.wait(sent.job, 90)
+    assert (done["JobState"], done["Restarts"], done["NodeList"]) == ("COMPLETED", "1", "node2"), sent.log.read_text()
+    assert done["ExcNodeList"] == "node1,node3"
+    assert "without node1,node3" in sent.log.read_text()
+
+
+def test_too_few_good_nodes_end_the_job_with_a_sentence(cluster: Cluster, submit: Callable[..., Submitted]) -> None:
+    sent = submit(["experiment=demo"], play=["bad", 0], options=["--exclude=node3"])
+    done = cluster.wait(sent.job, 90)
+    assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("FAILED", "69:0", "0"), sent.log.read_text()
+    assert "2 nodes are needed and partition all has 1 without node1 node3" in sent.log.read_text()

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from tests.tiny import tiny_model
 from train.attention import Attention, choose
-from train.distributed import Ranks
-from train.models import family
+from train.evaluate.answers import Answer, Asked, answer_rows
+from train.families import family
+from train.ranks.group import Ranks
 
 VOCAB, EOS, PAD = 64, 62, 63
 CPU = torch.device("cpu")
@@ -25,7 +26,7 @@ PADDED = Attention(name="sdpa", implementation="sdpa", layout="padded")
 class Words:
     """A tokenizer whose ids are their own words."""
 
-    eos_id: int = EOS
+    stop_ids: tuple[int, ...] = (EOS,)
     pad_id: int = PAD
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -55,6 +56,9 @@ class FakeSplit:
 
     def tokens(self, row: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         return self.samples[row]
+
+    def weights(self, row: int) -> None:
+        return None
 
     @property
     def shared(self) -> np.ndarray[Any, Any]:
@@ -103,3 +107,9 @@ class LoneRanks(Ranks):
 def packed_model(kind: str) -> tuple[PreTrainedModel, Attention]:
     attention = choose("packed", family=family(kind), pack="exact", dtype=torch.float32, device=CPU)
     return tiny_model(kind, vocab_size=VOCAB, implementation=attention.implementation), attention
+
+
+def answered(
+    model: Any, split: Any, tokenizer: Any, *, rows: int, max_new_tokens: int, batch_size: int, **how: Any
+) -> list[Answer]:
+    return answer_rows(model, {"a": split}, tokenizer, Asked(rows, max_new_tokens, batch_size), **how)["a"]

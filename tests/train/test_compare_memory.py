@@ -28,7 +28,9 @@ class Told:
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_planned_and_measured_memory_are_said_on_a_gpu(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main, "peak_memory_gib", lambda: 12.5)
-    cfg = compose(["model=llama32_1b", "data.prepared=none", "cluster.gpus_per_node=4", "zero=3"])
+    cfg = compose(
+        ["model=llama32_1b", "data.prepared=none", "cluster.gpus_per_node=4", "zero=3", "batch.global_size=128"]
+    )
     ranks = SimpleNamespace(device=torch.device(device), world=4, local_world=4)
     model, told = read_model_config(cfg.model), Told()
     run: Any = SimpleNamespace(cfg=cfg, ranks=ranks, model_config=model, tracker=told, state=SimpleNamespace(step=7))

@@ -24,18 +24,44 @@ def test_warmup_reaches_the_peak_at_its_last_step() -> None:
     assert warmup_length(ScheduleConfig(warmup_fraction=0.03), 100) == 3
 
 
-def test_cosine_and_linear_end_at_the_floor() -> None:
-    cosine = curve(101, kind="cosine", min_ratio=0.1)
-    assert cosine[0] == 2.0
-    assert cosine[50] == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
-    assert cosine[100] == pytest.approx(0.2)
-    assert curve(5, kind="linear") == [2.0, 1.5, 1.0, 0.5, 0.0]
+def test_cosine_and_linear_reach_the_floor_after_the_last_step() -> None:
+    assert curve(4, kind="linear") == [2.0, 1.5, 1.0, 0.5]
+    # 1 + cos(pi k / 4) for k of 0, 1, 2, 3
+    assert curve(4, kind="cosine") == pytest.approx([2.0, 1.0 + 0.5**0.5, 1.0, 1.0 - 0.5**0.5])
+    with_floor = curve(100, kind="cosine", min_ratio=0.1)
+    assert with_floor[50] == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
+    assert 0.2 < with_floor[99] < 0.201
+    assert curve(6, kind="linear", warmup_steps=2) == [1.0, 2.0, 2.0, 1.5, 1.0, 0.5]
 
 
 def test_wsd_holds_then_decays() -> None:
     found = curve(10, kind="wsd", decay_fraction=0.4)
-    assert found[:6] == [2.0] * 6
-    assert found[6:] == pytest.approx([1.5, 1.0, 0.5, 0.0])
+    assert found[:7] == [2.0] * 7
+    assert found[7:] == pytest.approx([1.5, 1.0, 0.5])
+    assert curve(4, kind="wsd", decay_fraction=1.0) == curve(4, kind="linear")
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd", "constant"])
+@pytest.mark.parametrize("total", [1, 2, 4, 100])
+def test_every_step_learns(kind: str, total: int) -> None:
+    assert min(curve(total, kind=kind)) > 0.0
+    assert min(curve(total, kind=kind, warmup_fraction=0.5)) > 0.0
+
+
+@pytest.mark.parametrize(("kind", "name"), [("linear", "linear"), ("cosine", "cosine")])
+def test_the_decay_is_that_of_transformers(kind: str, name: str) -> None:
+    """Its warmup begins at 0 and reaches the peak one step later than ours; behind it the rates are the same."""
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=3, num_training_steps=20)
+    theirs = []
+    for _ in range(20):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert curve(20, kind=kind, warmup_steps=3)[3:] == pytest.approx(theirs[3:])
 
 
 @given(
@@ -47,6 +73,6 @@ def test_wsd_holds_then_decays() -> None:
 def test_bounds(kind: str, total: int, warmup: float, floor: float) -> None:
     rates = curve(total, kind=kind, warmup_fraction=warmup, min_ratio=floor)
     start = warmup_length(ScheduleConfig(warmup_fraction=warmup), total)
-    assert all(0 <= rate <= 2.0 + 1e-12 and math.isfinite(rate) for rate in rates)
+    assert all(0 < rate <= 2.0 + 1e-12 and math.isfinite(rate) for rate in rates)
     assert all(rate >= 2.0 * floor - 1e-12 for rate in rates[start:])
     assert all(a >= b - 1e-12 for a, b in zip(rates[start:], rates[start + 1 :], strict=False))

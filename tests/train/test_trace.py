@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from benchmarks.plan_accuracy import CASES, MODELS, Case, closed, line, mem_tracker, targets_of, traced
 from benchmarks.plan_accuracy import config as run_of
 from launch.torchrun import ROOT, child_environment
-from train.parameters import shape_of
+from train.families import shape_of
 from train.plan.activations import step_peaks as moments_of
 from train.plan.memory import work_of
 from train.trace import FEW, PHASES, step_peaks, trace

@@ -1,7 +1,12 @@
 """Attention backends, one file each, and the choice among them.
 
-Every backend module has ``require(family, pack=, dtype=, device=)``, which returns an ``Attention`` or raises
-ConfigError with one sentence of four parts: what was asked, what was found, which rule failed, which line works.
+A module of this folder with a ``RANK`` is a backend. It has
+
+- ``RANK``: ``attention=auto`` tries the backends in this order, the smallest first,
+- ``ATTENTION``: its name and what it can do,
+- ``require(family, pack=, dtype=, device=)``, which returns its ``Attention`` for a run, or raises ConfigError with one
+  sentence of four parts: what was asked, what was found, which rule failed, which setting works.
+
 Packed rows whose samples are not isolated from one another are refused, never warned about.
 """
 
@@ -10,21 +15,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
 
 import torch
 
 from conf.errors import ConfigError
 from train.attention.selftest import measure
-from train.attention.types import Attention
-from train.models import Family
+from train.attention.types import Asked, Attention
+from train.families import Family
 
-__all__ = ["PREFERENCE", "Attention", "choose"]
-
-PREFERENCE = ("flash4", "flash3", "packed", "flash2", "sdpa")
-"""What ``auto`` tries, best first: the newest kernels where someone installed them, then PyTorch's own. Flat layouts
-carry no padding at all, so they come first with pack=none as well."""
+__all__ = ["Asked", "Attention", "backends", "choose"]
 
 Require = Callable[..., Attention]
+NOTHING = Asked()
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"train.attention.{name}")
+
+
+def backends() -> list[str]:
+    """The backends in the order in which ``auto`` tries them.
+
+    The newest kernels come first where someone installed them, then PyTorch's own. Flat layouts have no padding at all,
+    so they come before padded ones with pack=none too.
+    """
+    found = (module.name for module in iter_modules(__path__))
+    return sorted((name for name in found if hasattr(_module(name), "RANK")), key=lambda name: _module(name).RANK)
 
 
 def choose(
@@ -34,13 +52,11 @@ def choose(
     pack: str,
     dtype: torch.dtype,
     device: torch.device,
-    share: bool = False,
-    slices: int = 1,
+    asked: Asked = NOTHING,
 ) -> Attention:
     """The backend ``attention=backend`` of a run, after its start-up self-test; ``auto``: the best that passes.
 
-    ``pack`` is ``data.pack``; ``share``: samples of a row share prefixes; ``slices``: ranks that share a row. Raises
-    ConfigError if the backend cannot do what the run asks of it.
+    ``pack`` is ``data.pack``. Raises ConfigError if the backend cannot do what the run asks of it.
     """
     if pack == "exact" and not family.packing:
         raise ConfigError(
@@ -48,31 +64,32 @@ def choose(
             "that can see one another are refused; data.pack=none works"
         )
     refusals: list[str] = []
-    for name in PREFERENCE if backend == "auto" else (backend,):
+    for name in backends() if backend == "auto" else (backend,):
         try:
-            found = _require(name)(family, pack=pack, dtype=dtype, device=device)
-            _refuse_what_it_cannot(found, share, slices)
-            return _tested(found, family, dtype, device, share)
+            require: Require = _module(name).require
+            found = require(family, pack=pack, dtype=dtype, device=device)
+            _refuse_what_it_cannot(found, asked)
+            return _tested(found, family, dtype, device, asked.share)
         except ConfigError as refusal:
             refusals += refusal.problems
     raise ConfigError(refusals)
 
 
-def _require(backend: str) -> Require:
-    require: Require = import_module(f"train.attention.{backend}").require
-    return require
-
-
-def _refuse_what_it_cannot(attention: Attention, share: bool, slices: int) -> None:
-    if share and not attention.shares:
+def _refuse_what_it_cannot(attention: Attention, asked: Asked) -> None:
+    if asked.rows == "padded" and attention.layout != "padded":
+        raise ConfigError(
+            f"attention: {attention.name} lays samples end to end, and the tuning method needs each in a padded row of "
+            "its own; attention=sdpa works"
+        )
+    if asked.share and not attention.shares:
         raise ConfigError(
             f"attention: {attention.name} cannot let the samples of a row share a prefix, which data.share_prefix=true "
             "asks for; data.share_prefix=false works"
         )
-    if slices > 1 and not attention.exchanges:
+    if asked.slices > 1 and not attention.exchanges:
         raise ConfigError(
             f"attention: {attention.name} cannot attend over a row that is sliced over ranks, which "
-            f"compute.sequence_parallel={slices} asks for; attention=packed or compute.sequence_parallel=1 works"
+            f"compute.sequence_parallel={asked.slices} asks for; attention=packed or compute.sequence_parallel=1 works"
         )
 
 

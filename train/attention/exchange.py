@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from train.plan.blocks import key_repeats
+from train.families import key_repeats
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Exchange:
     """What the ranks that share a row do around attention. Both methods are collective and have a backward pass."""
 
     size: int
-    """P. Divides the query heads (train/model.py checks)."""
+    """P. Divides the query heads (train/model/build.py checks)."""
     all_to_all: Callable[[torch.Tensor], torch.Tensor]
     """Entry p of the first dimension goes to rank p, whose entry for this rank comes back in its place."""
 

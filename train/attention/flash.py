@@ -10,16 +10,13 @@ import torch
 
 from conf.errors import ConfigError
 from train.attention.types import Attention
-from train.models import Family
+from train.families import Family
 
 
 @dataclass(frozen=True)
 class Package:
     """One generation of kernels, as its package index and Python know it."""
 
-    backend: str
-    implementation: str
-    """transformers' ``attn_implementation``."""
     module: str
     """What must be importable."""
     distribution: str
@@ -31,9 +28,14 @@ class Package:
     """Major compute capabilities of the GPUs it has kernels for: 8 Ampere and Ada, 9 Hopper, 10 and 12 Blackwell."""
 
 
-def require_package(package: Package, family: Family, *, dtype: torch.dtype, device: torch.device) -> Attention:
-    """The backend of ``package``, or ConfigError: what was asked, what was found, which rule failed, what works."""
-    asked = f"attention: {package.backend} was asked for"
+def require_package(
+    attention: Attention, package: Package, family: Family, *, dtype: torch.dtype, device: torch.device
+) -> Attention:
+    """``attention``, which ``package`` computes.
+
+    Raises ConfigError: what was asked, what was found, which rule failed, which setting works.
+    """
+    asked = f"attention: {attention.name} was asked for"
     if not family.interface:
         raise ConfigError(f"{asked} a model of type {family.model_type}, {family.reason}; attention=auto works")
     if device.type != "cuda":
@@ -62,7 +64,7 @@ def require_package(package: Package, family: Family, *, dtype: torch.dtype, dev
             f"{asked} on a GPU of compute capability {major}.{minor}, but its kernels are for {known}; "
             "attention=packed works"
         )
-    return Attention(name=package.backend, implementation=package.implementation, layout="flat")
+    return attention
 
 
 def _version(package: Package) -> str | None:

@@ -6,11 +6,11 @@ import torch
 
 from train.attention.flash import Package, require_package
 from train.attention.types import Attention
-from train.models import Family
+from train.families import Family
 
+RANK = 40
+ATTENTION = Attention(name="flash2", implementation="flash_attention_2", layout="flat")
 PACKAGE = Package(
-    backend="flash2",
-    implementation="flash_attention_2",
     module="flash_attn",
     distribution="flash_attn",
     versions="2.",
@@ -21,4 +21,4 @@ PACKAGE = Package(
 
 def require(family: Family, *, pack: str, dtype: torch.dtype, device: torch.device) -> Attention:
     """The backend, or ConfigError: it needs a CUDA device, bf16 or fp16 and an installed flash-attn 2."""
-    return require_package(PACKAGE, family, dtype=dtype, device=device)
+    return require_package(ATTENTION, PACKAGE, family, dtype=dtype, device=device)

@@ -6,11 +6,11 @@ import torch
 
 from train.attention.flash import Package, require_package
 from train.attention.types import Attention
-from train.models import Family
+from train.families import Family
 
+RANK = 20
+ATTENTION = Attention(name="flash3", implementation="flash_attention_3", layout="flat")
 PACKAGE = Package(
-    backend="flash3",
-    implementation="flash_attention_3",
     module="flash_attn_interface",
     distribution="flash_attn_3",
     versions="",
@@ -21,4 +21,4 @@ PACKAGE = Package(
 
 def require(family: Family, *, pack: str, dtype: torch.dtype, device: torch.device) -> Attention:
     """The backend, or ConfigError: it needs an Ampere or Hopper GPU, bf16 or fp16 and an installed flash-attn-3."""
-    return require_package(PACKAGE, family, dtype=dtype, device=device)
+    return require_package(ATTENTION, PACKAGE, family, dtype=dtype, device=device)

@@ -17,11 +17,14 @@ import torch
 
 from conf.errors import ConfigError, InternalError
 from train.attention.exchange import Exchange
+from train.attention.gather import Uses, gather
 from train.attention.types import Attention
 from train.attention.varlen_cpu import varlen_attention_cpu
-from train.models import Family
+from train.families import Family
 
+RANK = 30
 IMPLEMENTATION = "corral_packed"
+ATTENTION = Attention(name="packed", implementation=IMPLEMENTATION, layout="flat", shares=True, exchanges=True)
 
 Varlen = Callable[..., torch.Tensor]
 
@@ -53,7 +56,7 @@ def require(family: Family, *, pack: str, dtype: torch.dtype, device: torch.devi
     if device.type == "cuda":
         _prepare(device, dtype)
     _register()
-    return Attention(name="packed", implementation=IMPLEMENTATION, layout="flat", shares=True, exchanges=True)
+    return ATTENTION
 
 
 Grouping = Literal["asked for", "by itself", "no"]
@@ -126,16 +129,17 @@ def packed_attention(
     max_length_k: int | None = None,
     softcap: float | None = None,
     key_index: torch.Tensor | None = None,
+    key_uses: Uses | None = None,
     exchange: Exchange | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
 
     ``sliding_window`` counts the token itself, as in transformers; ``softcap`` is Gemma 2's. ``key_index``, int64 [Tk],
-    gathers the keys and values that ``cu_seq_lens_k`` bounds, where samples share a prefix (train/batch.py); its
-    backward adds up what the samples ask of the prefix. ``exchange``: T is a slice of the row that the bounds and
-    ``key_index`` are of; the rest comes from the ranks that hold it. Raises InternalError without the samples' bounds,
-    because attention over a whole row would mix samples.
+    gathers the keys and values that ``cu_seq_lens_k`` bounds, where samples share a prefix (train/batches/batch.py);
+    ``key_uses`` are its uses, for the sums of the backward pass (train/attention/gather.py). ``exchange``: T is a slice
+    of the row that the bounds and ``key_index`` are of; the rest comes from the ranks that hold it. Raises
+    InternalError without the samples' bounds, because attention over a whole row would mix samples.
     """
     if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
         raise InternalError(
@@ -147,8 +151,9 @@ def packed_attention(
     if exchange is not None:
         query, key, value = exchange.to_heads(query, key, value)
     if key_index is not None:
-        # In backward an index_add, whose order is fixed on a CPU, and on CUDA under use_deterministic_algorithms.
-        key, value = key.index_select(2, key_index), value.index_select(2, key_index)
+        if key_uses is None:
+            raise InternalError("packed attention got key_index without key_uses; pass train.attention.gather.uses_of")
+        key, value = gather(key, key_index, key_uses), gather(value, key_index, key_uses)
     window = (sliding_window - 1, 0) if sliding_window and sliding_window < max_length_k else (-1, 0)
     attend = varlen_attention_cpu if query.device.type == "cpu" else _varlen_cuda
     out_THD = attend(

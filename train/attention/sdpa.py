@@ -7,11 +7,16 @@ gives): exact, but quadratic in the tokens of a micro-batch.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from conf.errors import ConfigError
 from train.attention.types import Attention
-from train.models import Family
+from train.families import Family
+
+RANK = 50
+ATTENTION = Attention(name="sdpa", implementation="sdpa", layout="padded")
 
 
 def require(family: Family, *, pack: str, dtype: torch.dtype, device: torch.device) -> Attention:
@@ -26,4 +31,4 @@ def require(family: Family, *, pack: str, dtype: torch.dtype, device: torch.devi
             f"{family.reason}; data.pack=none works"
         )
     name = "sdpa" if family.interface and not family.soft_cap else "eager"
-    return Attention(name=name, implementation=name, layout="flat" if pack == "exact" else "padded")
+    return replace(ATTENTION, name=name, implementation=name, layout="flat" if pack == "exact" else "padded")

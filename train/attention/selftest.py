@@ -15,6 +15,8 @@ from types import SimpleNamespace
 
 import torch
 
+from train.attention.gather import uses_of
+
 LENGTHS = (5, 1, 9)
 HEADS, KEY_HEADS, HEAD_SIZE = 4, 2, 32
 WINDOW = 4
@@ -37,13 +39,13 @@ class SelfTest:
         return self.error <= self.allowed and self.leak == 0.0
 
 
-class _Probe(torch.nn.Module):
+class Probe(torch.nn.Module):
     """As much of an attention layer as transformers' attention functions look at."""
 
-    def __init__(self, implementation: str) -> None:
+    def __init__(self, implementation: str, groups: int) -> None:
         super().__init__()
         self.config = SimpleNamespace(_attn_implementation=implementation)
-        self.num_key_value_groups = HEADS // KEY_HEADS
+        self.num_key_value_groups = groups
         self.is_causal = True
         self.layer_idx = 0
 
@@ -103,9 +105,9 @@ def _run(
     mask = _seen(window, q.device, shared)[None, None] if implementation == "sdpa" else None
     first, second, third = (torch.arange(a, b, device=q.device) for a, b in itertools.pairwise(bounds.tolist()))
     longer = (LENGTHS[0], LENGTHS[0] + LENGTHS[1], LENGTHS[0] + LENGTHS[2])
-    keys = {"key_index": torch.cat([first, first, second, first, third])} if shared else {}
+    keys = _keys(torch.cat([first, first, second, first, third])) if shared else {}
     out, _ = ALL_ATTENTION_FUNCTIONS[implementation](
-        _Probe(implementation),
+        Probe(implementation, HEADS // KEY_HEADS),
         q,
         k,
         v,
@@ -121,6 +123,11 @@ def _run(
         **keys,
     )
     return out  # type: ignore[no-any-return]
+
+
+def _keys(index: torch.Tensor) -> dict[str, object]:
+    uses = uses_of(index.cpu().numpy(), sum(LENGTHS), lambda array: torch.from_numpy(array).to(index.device))
+    return {"key_index": index, "key_uses": uses}
 
 
 def _bounds(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:

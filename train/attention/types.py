@@ -1,4 +1,4 @@
-"""What an attention backend is to the rest of the run."""
+"""What an attention backend can do, and what a run asks of it."""
 
 from __future__ import annotations
 
@@ -20,3 +20,15 @@ class Attention:
     """Whether ranks may share a row (``compute.sequence_parallel``)."""
     error: float = 0.0
     """Largest absolute error of the start-up self-test against an fp32 reference; 0 where none is needed."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run asks of its backend beside the model and the device."""
+
+    rows: Literal["any", "padded"] = "any"
+    """padded: the tuning method needs every sample in a padded row of its own."""
+    share: bool = False
+    """Samples of a row share prefixes (``data.share_prefix``)."""
+    slices: int = 1
+    """Ranks that share a row (``compute.sequence_parallel``)."""

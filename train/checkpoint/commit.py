@@ -2,71 +2,33 @@
 
 1. Rank 0 decides the temporary folder and tells the others (two ranks that derive their own paths lose data).
 2. Every rank writes and fsyncs its files and hashes them. 3. The ranks exchange (ok, hashes); one failure discards all.
-4. Rank 0 writes MANIFEST.json, fsyncs, renames the folder, then replaces LATEST. 5. Older ones are pruned after that.
+4. Rank 0 writes MANIFEST.json and its seal, fsyncs, and renames the folder: from then on there is a checkpoint. 5. It
+flushes the folder's entry and replaces LATEST. 6. After that it prunes.
+
+``Saver`` brings these steps in order; here is what each does on the disk, without communication.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import random
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-
-from train.checkpoint.layout import VERSION, folder_of, sha256_of, steps_on_disk
-from train.distributed import Ranks
-
-if TYPE_CHECKING:
-    from train.engine import Engine  # reading a checkpoint needs no DeepSpeed
+from conf.durable import write_whole
+from conf.errors import StorageError
+from train.checkpoint.check import fault_of_cover, seal_of
+from train.checkpoint.files import fsync, write_tensors
+from train.checkpoint.layout import MANIFEST, SEAL, folder_of, steps_before, steps_on_disk
+from train.checkpoint.snapshot import Snapshot
+from train.process.faultpoint import faultpoint
+from train.ranks.group import Ranks
 
 
-@dataclass(frozen=True)
-class Published:
-    path: Path
-    bytes: int
-    """Of all ranks' files."""
-    seconds: float
-    """Training stood still for so long."""
-
-
-def save(
-    run_dir: Path, engine: Engine, *, ranks: Ranks, attempt: int, step: int, extra: dict[str, Any], keep: int
-) -> Published | str:
-    """Publish the state after ``step`` steps; on any rank's failure discard it and return why. Collective.
-
-    ``extra`` joins the MANIFEST: data cursor, counters, hashes of base and config.
-    """
-    began = time.perf_counter()
-    final = folder_of(run_dir, step)
-    temporary = ranks.broadcast(final.with_name(f".tmp-{final.name}-{attempt}"))
-    fault = _made(temporary) if ranks.is_main else ""
-    entry: dict[str, Any] = {}
-    if not ranks.broadcast(fault):
-        fault, entry = _write_rank_files(temporary, engine, ranks)
-    answers = ranks.gather((fault, entry))
-    fault = next((answer for answer, _ in answers if answer), "")
-    if not fault and ranks.is_main:
-        fault = _publish(temporary, final, [entry for _, entry in answers], engine, ranks.world, step, extra)
-    fault = ranks.broadcast(fault)
-    if fault:
-        if ranks.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return fault
-    if ranks.is_main:
-        prune(run_dir, keep)
-    size = sum(file["bytes"] for _, entry in answers for file in entry["files"].values())
-    return Published(final, size, time.perf_counter() - began)
-
-
-def _made(temporary: Path) -> str:
+def made(temporary: Path) -> str:
+    """Make the empty folder; returns the reason of a failure, or ""."""
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -75,111 +37,111 @@ def _made(temporary: Path) -> str:
     return ""
 
 
-def _write_rank_files(folder: Path, engine: Engine, ranks: Ranks) -> tuple[str, dict[str, Any]]:
-    """This rank's two files, fsynced, and their part of the MANIFEST; or why it failed."""
+def write_part(folder: Path, part: Snapshot, ranks: Ranks) -> tuple[str, dict[str, Any]]:
+    """Write and fsync this rank's two files. Returns the reason of a failure (or "") and their part of the MANIFEST."""
     place = f"{ranks.rank:05d}-of-{ranks.world:05d}.safetensors"
-    tensors: dict[str, torch.Tensor] = {}
-    pieces: dict[str, list[int]] = {}
-    for fragment in engine.fragments():
-        pieces[fragment.name] = [fragment.start, fragment.numel]
-        for kind, value in {"weight": fragment.weight, **fragment.moments}.items():
-            # A copy: safetensors refuses views that share storage.
-            tensors[f"{fragment.name}::{kind}"] = value.detach().to("cpu", torch.float32, copy=True)
+    parts = {f"state-{place}": part.tensors, f"rng-{place}": part.random}
     try:
-        files = {}
-        for name, content in ((f"state-{place}", tensors), (f"rng-{place}", random_states(ranks))):
-            save_file(content, folder / name)
-            (folder / name).chmod(0o644)  # safetensors makes files for their owner alone
-            _fsync(folder / name)
-            files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error type
-        return f"rank {ranks.rank} cannot write to {folder}: {error}", {}
-    return "", {"files": files, "pieces": pieces, "state": f"state-{place}"}
+        faultpoint("checkpoint.before_write")
+        files = {name: write_tensors(folder / name, tensors) for name, tensors in parts.items()}
+        faultpoint("checkpoint.after_fsync")
+    except OSError as error:
+        for name in parts:  # at once: on a disk that they have filled, the run could not write its records
+            with contextlib.suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+        return f"rank {ranks.rank} cannot write to {folder}: {error.strerror or error}", {}
+    return "", {"files": files, "pieces": part.pieces, "state": f"state-{place}"}
 
 
-def _publish(
-    temporary: Path,
-    final: Path,
-    entries: list[dict[str, Any]],
-    engine: Engine,
-    world: int,
-    step: int,
-    extra: dict[str, Any],
-) -> str:
-    tensors: dict[str, Any] = {
-        name: {"shape": list(getattr(parameter, "ds_shape", parameter.shape)), "pieces": []}
-        for name, parameter in engine.parameters.items()
-    }
+def publish(temporary: Path, final: Path, manifest: dict[str, Any], entries: list[dict[str, Any]]) -> str:
+    """Make ``temporary``, with the ranks' ``entries``, the checkpoint ``final``; the reason of a failure, or "".
+
+    ``manifest``: all that does not follow from the entries; its ``tensors`` have no pieces yet.
+    """
     for entry in entries:
         for name, (start, numel) in entry["pieces"].items():
-            tensors[name]["pieces"].append([entry["state"], start, numel])
-    manifest = {
-        "version": VERSION,
-        "step": step,
-        "optimizer_steps": engine.optimizer_steps,
-        "world": world,
-        "zero_stage": engine.stage,
-        "files": {name: file for entry in entries for name, file in entry["files"].items()},
-        "tensors": tensors,
-        **extra,
-    }
+            manifest["tensors"][name]["pieces"].append([entry["state"], start, numel])
+    manifest["files"] = {name: file for entry in entries for name, file in entry["files"].items()}
+    if gap := fault_of_cover(manifest):
+        return f"cannot publish {final}: {gap}"
+    content = (json.dumps(manifest) + "\n").encode()
     try:
-        (temporary / "MANIFEST.json").write_text(json.dumps(manifest) + "\n")
-        _fsync(temporary / "MANIFEST.json")
-        _fsync(temporary)
+        for name, data in ((MANIFEST, content), (SEAL, seal_of(content))):
+            (temporary / name).write_bytes(data)
+            fsync(temporary / name)
+            faultpoint("checkpoint.manifest")
+        fsync(temporary)
+        faultpoint("checkpoint.before_rename")
         if final.exists():  # the same step again, after a resume: the old one gives way only now
             final.rename(final.with_name(f".old-{final.name}-{time.time_ns()}"))
         temporary.rename(final)
-        _fsync(final.parent)
-        latest = final.parent / ".LATEST"
-        latest.write_text(final.name + "\n")
-        _fsync(latest)
-        latest.replace(final.parent / "LATEST")
-        _fsync(final.parent)
     except OSError as error:
         return f"cannot publish {final}: {error.strerror}"
     return ""
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Remove what is older than the newest ``keep`` checkpoints, and leftovers; renames before it deletes."""
-    for step in steps_on_disk(run_dir)[keep:]:
-        path = folder_of(run_dir, step)
-        path.rename(path.with_name(f".old-{path.name}"))
+def settle(final: Path) -> str:
+    """Make the entry of the published checkpoint durable, and LATEST name it; the reason of a failure, or ""."""
+    try:
+        fsync(final.parent)
+        faultpoint("checkpoint.before_latest")
+        _point(final.parent, final.name)
+    except OSError as error:
+        return (
+            f"{final} is published, but its name may not outlast a power cut: {error.strerror}; older checkpoints stay"
+        )
+    return ""
+
+
+def discard(temporary: Path) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def prune(run_dir: Path, keep: int, incident: int = 0) -> str:
+    """Remove all checkpoints but the newest ``keep``, and leftovers; rename a folder before deleting it.
+
+    ``incident``: the first bad step of an incident that is open; the checkpoint to go back to stays too. Returns the
+    reason of a failure, or "".
+    """
+    try:
+        faultpoint("checkpoint.before_prune")
+        spared = steps_before(run_dir, incident)[:1] if incident else []
+        for step in steps_on_disk(run_dir)[keep:]:
+            if step in spared:
+                continue
+            path = folder_of(run_dir, step)
+            path.rename(path.with_name(f".old-{path.name}"))
+            faultpoint("checkpoint.in_prune")
+        sweep(run_dir)
+    except OSError as error:
+        return f"older checkpoints in {run_dir / 'checkpoints'} could not be deleted: {error.strerror}"
+    return ""
+
+
+def withdraw(run_dir: Path, after: int) -> None:
+    """Remove the checkpoints of steps later than ``after``, which a rollback has undone. Raises StorageError."""
+    try:
+        for step in steps_on_disk(run_dir):
+            path = folder_of(run_dir, step)
+            if step > after:
+                path.rename(path.with_name(f".old-{path.name}-{time.time_ns()}"))
+        _point(run_dir / "checkpoints", folder_of(run_dir, after).name)
+    except OSError as error:
+        raise StorageError(f"cannot remove an undone checkpoint of {run_dir}: {error.strerror}; free space") from None
     sweep(run_dir)
 
 
-def sweep(run_dir: Path) -> None:
-    """Delete what an interrupted save or prune left behind."""
-    folder = run_dir / "checkpoints"
-    for left in (*folder.glob(".old-*"), *folder.glob(".tmp-*")):
-        shutil.rmtree(left, ignore_errors=True)
+def _point(folder: Path, name: str) -> None:
+    """Make LATEST name the checkpoint ``name``."""
+    latest = folder / ".LATEST"
+    write_whole(latest, name + "\n")
+    fsync(latest)
+    latest.replace(folder / "LATEST")
+    fsync(folder)
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def random_states(ranks: Ranks) -> dict[str, torch.Tensor]:
-    """States of Python's, numpy's, torch's and the device's generators, as tensors."""
-    python = torch.tensor(random.getstate()[1], dtype=torch.int64)
-    _, keys, position, *_ = np.random.get_state()
-    numpy = torch.from_numpy(np.append(np.asarray(keys, dtype=np.int64), int(position)))
-    states = {"python": python, "numpy": numpy, "torch": torch.get_rng_state()}
-    if ranks.device.type == "cuda":
-        states["device"] = torch.cuda.get_rng_state(ranks.device)
-    return states
-
-
-def set_random_states(states: dict[str, torch.Tensor], ranks: Ranks) -> None:
-    """The inverse of ``random_states``."""
-    random.setstate((3, tuple(states["python"].tolist()), None))
-    numpy = states["numpy"].numpy()
-    np.random.set_state(("MT19937", numpy[:-1].astype(np.uint32), int(numpy[-1]), 0, 0.0))
-    torch.set_rng_state(states["torch"])
-    if "device" in states and ranks.device.type == "cuda":
-        torch.cuda.set_rng_state(states["device"], ranks.device)
+def sweep(run_dir: Path, *more: str) -> None:
+    """Delete the folders that an interrupted save or prune left behind, and those of the patterns ``more``."""
+    for pattern in (".old-*", ".tmp-*", *more):
+        for left in (run_dir / "checkpoints").glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)

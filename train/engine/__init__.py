@@ -1,7 +1,16 @@
-"""The only room that knows DeepSpeed: what it divides by, how it shards, where it hides the optimizer's state."""
+"""The only room that knows DeepSpeed: how it scales losses, shards state and stores the optimizer's tensors."""
 
 from train.engine.engine import Engine, StepOutcome, init_distributed, loading_context
 from train.engine.fragments import Fragment
+from train.engine.hooks import FragmentHook
 from train.engine.settings import deepspeed_settings
 
-__all__ = ["Engine", "Fragment", "StepOutcome", "deepspeed_settings", "init_distributed", "loading_context"]
+__all__ = [
+    "Engine",
+    "Fragment",
+    "FragmentHook",
+    "StepOutcome",
+    "deepspeed_settings",
+    "init_distributed",
+    "loading_context",
+]

@@ -5,18 +5,20 @@ it gives back comes as a second tensor, the next layer's own input.
 
 The workspace of flash attention's backward (an fp32 accumulator of the queries' gradient, keys and values expanded to
 all heads: csrc/flash_attn/flash_api.cpp, mha_varlen_bwd) is at most 8 bytes per token and unit of query width; it comes
-when the block's MLP, 8i bytes per token, is gone already, so that it is never the peak. Symbols: train/plan/blocks.py.
+when the block's MLP, 8i bytes per token, is gone already, so that it is never the peak. Symbols:
+train/families/parts/kept.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from train.chunks import padded
-from train.parameters import Shape
-from train.plan.blocks import RMS_MOMENT, Kept, Norm, Work, block_bytes, is_tied, kept_by_block, norm_of, rotary_bytes
+from conf.whole_numbers import ceil_div
+from train.families import Config, Kept, Shape, Work, family
+from train.families.parts.kept import RMS_MOMENT, Norm
+from train.plan.blocks import block_bytes, kept_by_block
+from train.plan.chunks import padded
 
 Recompute = Literal["none", "selective", "full"]
 
@@ -44,7 +46,7 @@ class Moment:
         return self.activations + self.logits + self.passing
 
 
-def step_peaks(model: Mapping[str, Any], shape: Shape, work: Work, recompute: Recompute) -> dict[str, Moment]:
+def step_peaks(model: Config, shape: Shape, work: Work, recompute: Recompute) -> dict[str, Moment]:
     """The moments that can be the peak.
 
     ``loss``: the head in chunks, or the backward of the cross-entropy. ``head``: gradient of the head's weight.
@@ -53,10 +55,11 @@ def step_peaks(model: Mapping[str, Any], shape: Shape, work: Work, recompute: Re
     """
     kept = kept_by_block(model, shape, work)
     s, tokens, h, full = work.element, work.tokens, shape.hidden, work.adapted is None
-    around = tokens * (INTEGERS + rotary_bytes(model, shape, s))
+    tables = full or work.tables
+    around = tokens * (INTEGERS + kept.rotary)
     blocks = around + _kept_before(shape.layers, kept, work, h, recompute)
-    table = float(s * shape.vocab * h) if full else 0.0
-    tied, norm = is_tied(model), norm_of(model)
+    table = float(s * shape.vocab * h) if tables else 0.0
+    tied, norm = shape.tied, family(model["model_type"]).norm
     held = table if tied else 0.0  # the head's gradient waits for the embedding's
     after = tokens * h * _kept_by_last_norm(norm, s, full)
     before, passing = _deepest(shape, kept, work, recompute)
@@ -78,7 +81,7 @@ def _head_moments(shape: Shape, work: Work, kept: float, table: float) -> dict[s
             "loss": Moment(kept, LOSS_BYTES * whole + capped, 0.0),
             "head": Moment(kept, s * whole, selected + table),
         }
-    chunks = -(-work.logits // work.chunk)
+    chunks = ceil_div(work.logits, work.chunk)
     alive = float(s * work.chunk * padded(shape.vocab))  # the scores of a chunk, then their gradient
     exact = 2.0 * table if s == 2 and chunks > 1 else 0.0  # the sum over chunks, in fp32
     summed = exact + table
@@ -105,7 +108,7 @@ def _kept_before(count: int, kept: Kept, work: Work, hidden: int, recompute: Rec
     """Bytes that the first ``count`` blocks keep after the forward pass."""
     whole, again = work.tokens * block_bytes(kept, work), work.tokens * work.element * hidden
     total = sum(again if _recomputed(index, recompute) else whole for index in range(count))
-    frozen_start = work.adapted is not None and count > 0 and not _recomputed(0, recompute)
+    frozen_start = work.adapted is not None and not work.tables and count > 0 and not _recomputed(0, recompute)
     return total - (work.tokens * kept.first if frozen_start else 0.0)
 
 

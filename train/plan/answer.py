@@ -8,10 +8,22 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from conf.schema import RunConfig
-from train.parameters import Shape, shape_of
+from train.families import Shape, shape_of
 from train.plan.activations import ELEMENT, Recompute
 from train.plan.choice import SHARE, Option, neighbours
-from train.plan.communication import Traffic, exchanged, hiding_tokens, kept_whole, traffic
+from train.plan.communication import (
+    Traffic,
+    compute_seconds,
+    exchanged,
+    exposed,
+    gathered_bytes,
+    hiding_tokens,
+    kept_whole,
+    slower_links,
+    traffic,
+    traffic_in_order,
+)
+from train.plan.generation import Generation, generation
 from train.plan.memory import (
     GIB,
     Memory,
@@ -36,7 +48,7 @@ class Corpus:
     """Share of the tokens that are targets."""
 
 
-SLICED = "compute.sequence_parallel is in none of the fitted rows, so no speed is given"
+UNLIKE = "{} is in none of the fitted rows, so no speed is given"
 UNKNOWN = Corpus(0, 0, 1.0)
 """Without a corpus every token may be a target: an upper bound."""
 
@@ -66,6 +78,8 @@ class Plan:
     traffic: Traffic
     hiding_tokens: float
     """Tokens per GPU and micro-batch above which stage 3 costs nothing (train/plan/communication.py)."""
+    answers: Generation | None
+    """What the answers of one evaluation cost under stage 3."""
     gpu_memory_gib: float
     stage: int
     recompute: Recompute
@@ -95,7 +109,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; sizes in GiB."""
-        named = ("stages", "recomputations", "options", "speed", "traffic")
+        named = ("stages", "recomputations", "options", "speed", "traffic", "answers")
         plain = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in named}
         for name, table in (("stages", self.stages), ("recomputations", self.recomputations)):
             plain[name] = {str(key): each.gib() | {"fits": self.fits(each)} for key, each in table.items()}
@@ -105,6 +119,7 @@ class Plan:
         }
         plain["speed"] = self.speed if isinstance(self.speed, str) else dict(vars(self.speed))
         plain["traffic"] = self.traffic.gib()
+        plain["answers"] = vars(self.answers) if self.answers else None
         checkpoint = round(self.checkpoint_bytes / GIB, 3)
         return plain | {"checkpoint_gib": checkpoint, "fits": self.fits(self.chosen), "hours": self.hours}
 
@@ -116,49 +131,31 @@ class Plan:
 def plan(cfg: RunConfig, model: Mapping[str, Any], corpus: Corpus = UNKNOWN) -> Plan:
     """The plan of ``cfg``, no setting of which may be ``auto``, for the Hugging Face config ``model``."""
     shape, cluster = shape_of(model), cfg.cluster
-    trained, frozen = trained_and_frozen(cfg, shape)
+    trained, _ = trained_and_frozen(cfg, shape)
     world, stage = cluster.nodes * cluster.gpus_per_node, number(cfg.zero.stage)
     recompute: Recompute = policy(cfg.model.recompute)
     slices, share = cfg.compute.sequence_parallel, corpus.supervised
     micro_batches = accumulation_steps(cfg.batch, readers(world, slices))
     stall = stall_seconds(12 * trained, cluster.storage_gib_per_s)
     interval = checkpoint_interval(stall, world)
-    whole = ELEMENT[cfg.model.dtype] * (trained + frozen)
     every: tuple[Recompute, ...] = ("none", "selective", "full")
+    unlike = "compute.sequence_parallel" if slices > 1 else "compute.reproducible" if cfg.compute.reproducible else ""
     return Plan(
         parameters=shape.total,
         trained=trained,
         world=world,
         micro_batches=micro_batches,
-        tokens_per_step=cfg.batch.global_size * cfg.data.seq_len,
+        tokens_per_step=number(cfg.batch.global_size) * cfg.data.seq_len,
         samples_per_step=samples_per_step(cfg, corpus),
         steps=step_count(cfg, corpus),
         checkpoint_bytes=12 * trained,
         stall_s=stall,
         interval_s=interval,
         goodput=goodput(stall, interval, world),
-        speed=SLICED if slices > 1 else speed(job_of(cfg, shape, share)),
-        traffic=replace(
-            traffic(
-                trained=trained,
-                whole=whole,
-                stage=stage,
-                dtype=cfg.model.dtype,
-                micro_batches=micro_batches,
-                world=world,
-                stays=kept_whole(shape.total, shape.vocab * shape.hidden, cfg.zero.max_live_parameters),
-            ),
-            all_to_all=micro_batches
-            * exchanged(
-                model,
-                shape,
-                tokens=slice_tokens(cfg, number(cfg.batch.micro_size) * cfg.data.seq_len),
-                slices=slices,
-                element=ELEMENT[cfg.model.dtype],
-                recomputed=SHARE[recompute],
-            ),
-        ),
-        hiding_tokens=hiding_tokens(cluster.node_gbit_per_s),
+        speed=UNLIKE.format(unlike) if unlike else speed(job_of(cfg, shape, share)),
+        traffic=_traffic(cfg, shape, world=world, micro_batches=micro_batches),
+        hiding_tokens=hiding_tokens(cluster.node_gbit_per_s, cfg.zero.reduce_dtype),
+        answers=generation(cfg, model, nodes=cluster.nodes, per_node=cluster.gpus_per_node),
         gpu_memory_gib=cluster.gpu_memory_gib,
         stage=stage,
         recompute=recompute,
@@ -172,6 +169,30 @@ def plan(cfg: RunConfig, model: Mapping[str, Any], corpus: Corpus = UNKNOWN) -> 
         },
         options=neighbours(cfg, model, share),
     )
+
+
+def _traffic(cfg: RunConfig, shape: Shape, *, world: int, micro_batches: int) -> Traffic:
+    trained, frozen = trained_and_frozen(cfg, shape)
+    element = ELEMENT[cfg.model.dtype]
+    kept = kept_whole(shape.total, shape.vocab * shape.hidden, cfg.zero.max_live_parameters)
+    inside = exchanged(
+        shape,
+        tokens=slice_tokens(cfg, number(cfg.batch.micro_size) * cfg.data.seq_len),
+        slices=cfg.compute.sequence_parallel,
+        element=element,
+        recomputed=SHARE[policy(cfg.model.recompute)],
+    )
+    common: dict[str, Any] = {
+        "trained": trained,
+        "gathered": gathered_bytes(element * (trained + frozen), kept),
+        "stage": number(cfg.zero.stage),
+        "dtype": cfg.model.dtype,
+        "micro_batches": micro_batches,
+        "world": world,
+    }
+    exact = cfg.compute.reproducible
+    found = traffic_in_order(**common) if exact else traffic(**common, reduce_dtype=cfg.zero.reduce_dtype)
+    return replace(found, all_to_all=found.all_to_all + micro_batches * inside)
 
 
 def policy(setting: str) -> Recompute:
@@ -188,7 +209,7 @@ def samples_per_step(cfg: RunConfig, corpus: Corpus) -> float | None:
     if not corpus.rows:
         return None
     per_row = cfg.data.seq_len / (corpus.tokens / corpus.rows) if cfg.data.pack == "exact" else 1.0
-    return cfg.batch.global_size * max(1.0, per_row)
+    return number(cfg.batch.global_size) * max(1.0, per_row)
 
 
 def step_count(cfg: RunConfig, corpus: Corpus) -> int | None:
@@ -208,13 +229,17 @@ def step_count(cfg: RunConfig, corpus: Corpus) -> int | None:
 def job_of(cfg: RunConfig, shape: Shape, supervised: float) -> Job:
     """The step of ``cfg`` as the cost model sees it."""
     world, micro = cfg.cluster.nodes * cfg.cluster.gpus_per_node, number(cfg.batch.micro_size)
-    tokens = micro * cfg.data.seq_len
+    tokens, trained = micro * cfg.data.seq_len, trained_and_frozen(cfg, shape)[0]
+    total, stage = max(trained, shape.total), number(cfg.zero.stage)
+    outside = (stage == 2) * exposed(cfg, trained=trained, total=total) + slower_links(
+        cfg, trained=trained, total=total
+    )
     flat = cfg.compute.targets_only_head and cfg.data.pack == "exact"
     return Job(
         gpu=cfg.cluster.gpu,
         gpus=world,
         parameters=shape.total,
-        matrices=shape.layers * sum(linear.inputs * linear.outputs for linear in shape.linears),
+        matrices=shape.matrices,
         hidden=shape.hidden,
         layers=shape.layers,
         vocab=shape.vocab,
@@ -222,7 +247,9 @@ def job_of(cfg: RunConfig, shape: Shape, supervised: float) -> Job:
         micro_tokens=tokens,
         step_tokens=tokens * accumulation_steps(cfg.batch, world),
         recomputed=SHARE[policy(cfg.model.recompute)],
-        stage=number(cfg.zero.stage),
-        method="full" if cfg.tuning.method == "full" else "adapter",
+        stage=stage,
+        method="full" if cfg.tuning.trained(shape).adapted is None else "adapter",
         logits=supervised if flat else 1.0,
+        reduced=ELEMENT[cfg.zero.reduce_dtype],
+        exposed=outside * compute_seconds(total, cut=trained < total),
     )

@@ -13,10 +13,11 @@ from typing import Any, Literal, cast
 
 from conf.errors import ConfigError
 from conf.schema import RunConfig
-from train.parameters import shape_of
+from conf.whole_numbers import ceil_div
+from train.families import shape_of
 from train.plan.activations import Recompute
-from train.plan.communication import hiding_tokens
-from train.plan.memory import GIB, Memory, memory, number, readers, slice_tokens
+from train.plan.communication import exposed, slower_links
+from train.plan.memory import GIB, Memory, memory, number, readers, slice_tokens, trained_and_frozen
 
 MARGIN = 0.05
 """Share of the device's memory that a chosen plan leaves free: the formulas' own error, and rows with more targets."""
@@ -57,28 +58,26 @@ class Option:
         return f"fits, but is about {slower:.0%} slower" if slower > 0 else f"fits, and is about {-slower:.0%} faster"
 
 
-def cost(stage: int, recompute: Recompute, tokens: int, node_gbit_per_s: float, nodes: int) -> float:
-    """Relative time per token of an option: recomputation, the gathering of weights, launches."""
-    gather = 0.0
-    if stage == 3:
-        gather = max(GATHER, hiding_tokens(node_gbit_per_s) / tokens - 1.0 if nodes > 1 else 0.0)
-    return (1.0 + SHARE[recompute] / 3.0 + 0.005 * (stage == 2) + gather) * (1.0 + LAUNCH_TOKENS / tokens)
+def cost(cfg: RunConfig, *, trained: int, total: int) -> float:
+    """Relative time per token of ``cfg``: recomputation, traffic that does not hide, launches."""
+    tokens = slice_tokens(cfg, number(cfg.batch.micro_size) * cfg.data.seq_len)
+    outside = exposed(cfg, trained=trained, total=total)
+    if cfg.zero.stage != 3:  # whose whole traffic is in exposed
+        outside += slower_links(cfg, trained=trained, total=total)
+    inside = {2: 0.005, 3: GATHER}.get(number(cfg.zero.stage), 0.0)
+    again = SHARE[cast(Recompute, cfg.model.recompute)] / 3.0
+    return (1.0 + again + max(outside, inside)) * (1.0 + LAUNCH_TOKENS / tokens)
 
 
 def options(cfg: RunConfig, model: Mapping[str, Any], supervised: float) -> list[Option]:
     """Every combination that the settings left open, judged; settings that are not ``auto`` stay as they are."""
     shape, limit = shape_of(model), cfg.cluster.gpu_memory_gib * GIB * (1.0 - MARGIN)
+    trained = trained_and_frozen(cfg, shape)[0]
     found = []
     for stage, recompute, micro in _combinations(cfg):
         trial = with_choice(cfg, stage, recompute, micro)
         used = memory(trial, model, shape, stage=stage, recompute=recompute, supervised=supervised)
-        time = cost(
-            stage,
-            recompute,
-            slice_tokens(cfg, micro * cfg.data.seq_len),
-            cfg.cluster.node_gbit_per_s,
-            cfg.cluster.nodes,
-        )
+        time = cost(trial, trained=trained, total=max(trained, shape.total))
         found.append(Option(stage, recompute, micro, used, time, used.device <= limit))
     return found
 
@@ -91,13 +90,14 @@ def _combinations(cfg: RunConfig) -> Iterator[tuple[int, Recompute, int]]:
 
 
 def _stages(cfg: RunConfig) -> list[int]:
-    """Stages that the other settings allow: bf16 needs 1 or more, offloaded parameters 3.
+    """Stages that the other settings allow: bf16 needs 1 or more, a reduction in bf16 2, offloaded parameters 3.
 
     On one process 3 has nothing to shard, but 2 keeps a gradient once that 1 in bf16 keeps twice.
     """
     if cfg.zero.offload == "all":
         return [3]
     first = 1 if cfg.model.dtype == "bf16" or cfg.zero.offload == "optimizer" else 0
+    first = 2 if cfg.zero.reduce_dtype == "bf16" else first
     alone = cfg.cluster.nodes * cfg.cluster.gpus_per_node == 1
     return list(range(first, 3 if alone else 4))
 
@@ -107,7 +107,7 @@ def _micro_sizes(cfg: RunConfig) -> list[int]:
     if cfg.batch.micro_size != "auto":
         return [cfg.batch.micro_size]
     world = cfg.cluster.nodes * cfg.cluster.gpus_per_node
-    rows = -(-cfg.batch.global_size // readers(world, cfg.compute.sequence_parallel))
+    rows = ceil_div(number(cfg.batch.global_size), readers(world, cfg.compute.sequence_parallel))
     sizes = [2**power for power in range(rows.bit_length()) if 2**power <= rows]
     return [size for size in sizes if size == 1 or slice_tokens(cfg, size * cfg.data.seq_len) <= MOST_TOKENS]
 
@@ -129,12 +129,20 @@ def with_choice(cfg: RunConfig, stage: int, recompute: Recompute, micro: int) ->
 
 def is_open(cfg: RunConfig) -> bool:
     """True if a setting is ``auto``."""
+    return cfg.batch.global_size == "auto" or asks_memory(cfg)
+
+
+def asks_memory(cfg: RunConfig) -> bool:
+    """True if a setting is ``auto`` that depends on the memory of a device."""
     return "auto" in (cfg.zero.stage, cfg.model.recompute, cfg.batch.micro_size)
 
 
 def resolve(cfg: RunConfig, model: Mapping[str, Any], supervised: float) -> RunConfig:
-    """``cfg`` with every ``auto`` replaced. Raises ConfigError saying what comes closest if nothing fits."""
-    if not is_open(cfg):
+    """``cfg`` with every ``auto`` that depends on memory replaced.
+
+    Raises ConfigError saying what comes closest if nothing fits.
+    """
+    if not asks_memory(cfg):
         return cfg
     found = options(cfg, model, supervised)
     chosen = choose(found)
@@ -158,7 +166,9 @@ def keep_frozen(cfg: RunConfig, frozen: RunConfig) -> RunConfig:
             cfg.model, recompute=frozen.model.recompute if cfg.model.recompute == "auto" else cfg.model.recompute
         ),
         batch=replace(
-            cfg.batch, micro_size=frozen.batch.micro_size if cfg.batch.micro_size == "auto" else cfg.batch.micro_size
+            cfg.batch,
+            micro_size=frozen.batch.micro_size if cfg.batch.micro_size == "auto" else cfg.batch.micro_size,
+            global_size=frozen.batch.global_size if cfg.batch.global_size == "auto" else cfg.batch.global_size,
         ),
     )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
-from conf.frozen import load
+from conf.foreign.json_file import object_if_there
+from conf.frozen import load_config
 from conf.schema import RunConfig
-from data_prep.identity import corpus_path
+from data_prep.corpus.identity import corpus_path
+from data_prep.corpus.manifest_shape import problem
 from train.plan.answer import UNKNOWN, Corpus
-from train.plan.choice import is_open, keep_frozen, resolve
+from train.plan.choice import asks_memory, is_open, keep_frozen, resolve
+from train.plan.global_size import batch_size
 from train.plan.model_config import read_model_config
 
 RAGGED = 1.25
@@ -26,11 +28,11 @@ def corpus_of(cfg: RunConfig) -> Corpus:
     manifest = Path(corpus_path(cfg)) / "MANIFEST.json"
     if not manifest.is_file():
         return UNKNOWN
-    try:
-        splits = [source["splits"]["train"] for source in json.loads(manifest.read_text())["sources"].values()]
-        rows, tokens, targets = (sum(split[key] for split in splits) for key in ("rows", "tokens", "supervised_tokens"))
-    except (ValueError, KeyError):
+    found = object_if_there(manifest)
+    if problem(found):
         return UNKNOWN
+    splits = [source["splits"]["train"] for source in found["sources"].values() if "train" in source["splits"]]
+    rows, tokens, targets = (sum(split[key] for split in splits) for key in ("rows", "tokens", "supervised_tokens"))
     return Corpus(rows, tokens, min(1.0, RAGGED * targets / tokens)) if rows and tokens else UNKNOWN
 
 
@@ -43,8 +45,12 @@ def settle(cfg: RunConfig, *, nodes: int, per_node: int) -> RunConfig:
     if not is_open(cfg):
         return cfg
     frozen = Path(cfg.run_dir) / "run.yaml"
-    if frozen.is_file() and (Path(cfg.run_dir) / "checkpoints" / "LATEST").exists():
-        return keep_frozen(cfg, load(frozen))
+    if frozen.is_file() and any(frozen.parent.glob("checkpoints/step-*")):
+        return keep_frozen(cfg, load_config(frozen))
+    if cfg.batch.global_size == "auto":
+        cfg = replace(cfg, batch=replace(cfg.batch, global_size=batch_size(cfg).rows))
+    if not asks_memory(cfg):
+        return cfg
     sized = replace(cfg, cluster=replace(cfg.cluster, nodes=nodes, gpus_per_node=per_node))
     return replace(
         resolve(sized, read_model_config(cfg.model), corpus_of(cfg).supervised),

@@ -54,6 +54,10 @@ class Job:
     method: str = "full"
     logits: float = 1.0
     """Share of tokens with logits."""
+    reduced: float = 2.0
+    """Bytes of a number on its way in a reduction; 2 in the fitted rows."""
+    exposed: float = 0.0
+    """Seconds per token of reductions between nodes that no compute hides, but for one per step: the rows have that."""
 
 
 def parts(job: Job) -> list[float]:
@@ -68,7 +72,7 @@ def parts(job: Job) -> list[float]:
         (2.0 + backward) * job.vocab * job.hidden * job.logits / peak,
         again * 12.0 * job.layers * job.hidden * job.seq_len / 2.0 / peak,
         again * job.layers * job.hidden * 1e-12,
-        (job.parameters / job.micro_tokens * 1e-12) if job.stage == 3 else 0.0,
+        ((4.0 * job.parameters + job.reduced * trained) / 6.0 / job.micro_tokens * 1e-12) if job.stage == 3 else 0.0,
         body * many,
         trained / job.step_tokens * many * 1e-12,
         job.layers / job.micro_tokens * 1e-3,
@@ -103,11 +107,16 @@ def speed(job: Job) -> Speed | str:
             )
         if not low <= value <= high:
             notes.append(f"{name} {value:,.0f} is outside the fitted {low:,.0f} to {high:,.0f}")
+    seconds = sum(constant * part for constant, part in zip(found["constants"], parts(job), strict=True))
     if job.method != "full":
         notes.append("adapters were not among the fitted rows")
+    if job.exposed > 0.01 * seconds:
+        notes.append(
+            f"traffic between nodes that does not hide, {job.exposed / (seconds + job.exposed):.0%} of the time"
+        )
     if job.gpu != FITTED_AS[job.gpu]:
         notes.append(f"{job.gpu} is taken for {FITTED_AS[job.gpu]}")
-    rate = 1.0 / sum(constant * part for constant, part in zip(found["constants"], parts(job), strict=True))
+    rate = 1.0 / (seconds + job.exposed)
     spread = found["held_out"]["p90"] * (2.0 if notes else 1.0)
     return Speed(rate, rate * (1.0 - spread), rate * (1.0 + spread), tuple(notes))
 

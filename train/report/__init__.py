@@ -1,4 +1,4 @@
-"""A run as one HTML page without outside resources: ``write_report``, ``python -m train.report run_dir=DIR``."""
+"""A run as one HTML page without external resources: ``write_report``, ``python -m train.report run_dir=DIR``."""
 
 from train.report.sections import write_report
 

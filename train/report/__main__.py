@@ -1,21 +1,17 @@
-"""``python -m train.report run_dir=DIR``: write run_dir/report.html and print its path."""
+"""Write the page report.html of a run, finished or not, into the folder of the run, and print its path."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
+from conf.command import run_dir_from_argv
 from conf.errors import leave_with_code
-from train.arguments import run_arguments
 from train.report import write_report
-
-USAGE = """usage: python -m train.report run_dir=DIR
-  run_dir  folder of a run, finished or not; the page is DIR/report.html"""
 
 
 def main() -> int:
-    arguments = run_arguments(sys.argv[1:], ("run_dir",), USAGE)
-    print(write_report(Path(arguments["run_dir"])))
+    run_dir, _ = run_dir_from_argv(sys.argv[1:], command="train.report")
+    print(write_report(run_dir))
     return 0
 
 

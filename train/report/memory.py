@@ -1,11 +1,11 @@
-"""What the plan said of a process's memory, as one bar of its parts, beside what was measured."""
+"""The plan's prediction of a process's memory, as one bar of its parts."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from conf.errors import CorralError
-from conf.frozen import load
+from conf.frozen import load_config
 from train.plan import GIB, Memory, corpus_of, is_open, plan, read_model_config
 from train.report.page import figure
 from train.report.plots import style_of
@@ -15,9 +15,9 @@ WIDTH, HEIGHT = 1000, 44
 
 
 def planned_memory(run: RunRecord) -> str:
-    """The figure; nothing for a run whose config or model cannot be read here: a report shows what it can."""
+    """The figure; an empty string if this machine cannot read the run's config or model."""
     try:
-        cfg = load(run.run_dir / "run.yaml")
+        cfg = load_config(run.run_dir / "run.yaml")
         if is_open(cfg):
             return ""
         world = next((event["world"] for event in run.events if "world" in event), 1)
@@ -27,12 +27,12 @@ def planned_memory(run: RunRecord) -> str:
         return ""
     sizes = parts(memory)
     legend = {name: _size(size) for name, size in sizes.items()}
-    title = f"Planned per process at its peak ({memory.phase}): {_size(memory.device)}"
+    title = f"Planned peak memory per process ({memory.phase}): {_size(memory.device)}"
     return figure(title, bar(sizes), legend)
 
 
 def parts(memory: Memory) -> dict[str, float]:
-    """Bytes by name; together they are ``memory.device``."""
+    """Bytes by name; their sum is ``memory.device``."""
     return {
         "weights": memory.weights,
         "gradients": memory.gradients + memory.accumulation,
@@ -45,7 +45,7 @@ def parts(memory: Memory) -> dict[str, float]:
 
 
 def bar(sizes: dict[str, float]) -> str:
-    """An ``<svg>`` of the parts side by side, as wide as they are large, in the colours of the legend."""
+    """An ``<svg>`` of the parts side by side, in the legend's colours; a part's width is proportional to its bytes."""
     whole, left, drawn = sum(sizes.values()), 0.0, []
     for index, size in enumerate(sizes.values()):
         right = left + WIDTH * size / whole

@@ -1,10 +1,10 @@
-"""The HTML of the report: style sheet, tiles, figures, tables. Every text that comes in is escaped here."""
+"""The HTML of the report: style sheet, tiles, figures, tables. These functions escape every text that they receive."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 
+from conf.safety.texts import NO_SCRIPTS, for_html
 from train.report.plots import style_of
 
 STYLE = """
@@ -48,24 +48,26 @@ def document(title: str, body: str) -> str:
     """A whole page."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"{NO_SCRIPTS}"
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
+        f"<title>{for_html(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
     )
 
 
 def tiles(figures: Mapping[str, str]) -> str:
     """Large figures with their names under them."""
     cells = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in figures.items()
+        f'<div class="tile"><b>{for_html(value)}</b><span>{for_html(name)}</span></div>'
+        for name, value in figures.items()
     )
     return f'<div class="tiles">{cells}</div>'
 
 
 def figure(title: str, svg: str, legend: Mapping[str, str]) -> str:
-    """A titled plot; ``legend``: series name -> last value, in the order of the plot. Nothing without a plot."""
+    """A plot with its title; ``legend``: series name -> last value, in the order of the plot. Empty without ``svg``."""
     if not svg:
         return ""
-    return f"<figure><h3>{escape(title)}</h3>{legend_line(legend)}{svg}</figure>"
+    return f"<figure><h3>{for_html(title)}</h3>{legend_line(legend)}{svg}</figure>"
 
 
 def legend_line(legend: Mapping[str, str]) -> str:
@@ -73,12 +75,12 @@ def legend_line(legend: Mapping[str, str]) -> str:
     for index, (name, value) in enumerate(legend.items()):
         line = f'<polyline class="{style_of(index)}" points="0,4 18,4"/>'
         key = f'<svg viewBox="0 0 18 8">{line}</svg>' if len(legend) > 1 else ""
-        entries.append(f"<span>{key}{escape(f'{name} {value}'.strip())}</span>")
+        entries.append(f"<span>{key}{for_html(f'{name} {value}'.strip())}</span>")
     return f'<div class="legend">{"".join(entries)}</div>'
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1) -> str:
-    """A table whose columns from ``numbers_from`` on are figures. Nothing without rows."""
+    """A table whose columns from ``numbers_from`` on are numbers. Empty without rows."""
     body = "".join(table_row("td", row, numbers_from) for row in rows)
     if not body:
         return ""
@@ -88,27 +90,28 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_fro
 
 def table_row(tag: str, texts: Sequence[str], numbers_from: int) -> str:
     styles = ["" if index < numbers_from else ' class="num"' for index in range(len(texts))]
-    cells = [f"<{tag}{style}>{escape(text)}</{tag}>" for style, text in zip(styles, texts, strict=True)]
+    cells = [f"<{tag}{style}>{for_html(text)}</{tag}>" for style, text in zip(styles, texts, strict=True)]
     return f"<tr>{''.join(cells)}</tr>"
 
 
 def settings(values: Mapping[str, str]) -> str:
     """Keys and values in two columns."""
     rows = "".join(
-        f'<tr><td class="key">{escape(key)}</td><td class="value">{escape(value)}</td></tr>'
+        f'<tr><td class="key">{for_html(key)}</td><td class="value">{for_html(value)}</td></tr>'
         for key, value in values.items()
     )
     return f'<div class="wide"><table><tbody>{rows}</tbody></table></div>' if rows else ""
 
 
 def sample(source: str, prompt: str, reference: str, answer: str, right: bool, rouge: float) -> str:
-    """One answered row: what was asked, what was expected, what the model said."""
+    """One answered sample: its prompt, its reference and the model's answer."""
     style, word = ("good", "right") if right else ("bad", f"wrong · ROUGE-L {rouge:.2f}")
     return (
-        f'<div class="sample"><span class="mark {style}">{escape(word)}</span><span class="dim">{escape(source)}</span>'
-        f"<pre>{escape(prompt)}</pre>"
-        f'<div class="pair"><div><span class="dim">reference</span><pre>{escape(reference)}</pre></div>'
-        f'<div><span class="dim">answer</span><pre class="{style}">{escape(answer) or "(nothing)"}</pre></div></div>'
+        f'<div class="sample"><span class="mark {style}">{for_html(word)}</span>'
+        f'<span class="dim">{for_html(source)}</span>'
+        f"<pre>{for_html(prompt)}</pre>"
+        f'<div class="pair"><div><span class="dim">reference</span><pre>{for_html(reference)}</pre></div>'
+        f'<div><span class="dim">answer</span><pre class="{style}">{for_html(answer) or "(empty)"}</pre></div></div>'
         "</div>"
     )
 
@@ -118,9 +121,9 @@ def samples(cards: Sequence[str]) -> str:
 
 
 def folded(summary: str, content: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{content}</details>" if content else ""
+    return f"<details><summary>{for_html(summary)}</summary>{content}</details>" if content else ""
 
 
 def section(title: str, content: str) -> str:
-    """A headed part of the page; nothing if it is empty."""
-    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
+    """A part of the page under a heading; an empty string without content."""
+    return f"<section><h2>{for_html(title)}</h2>{content}</section>" if content else ""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from html import escape
 
-from train.figures import short_count
+from conf.safety.texts import for_html
+from train.tracking.figures import short_count
 
 Points = Sequence[tuple[float, float]]
 
@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 480, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 30
 COLOURS = 7
 MAX_POINTS = 480
-"""More points than the plot has columns add bytes and no information."""
+"""More points than the plot has columns would only add bytes."""
 
 
 def line_plot(
@@ -28,7 +28,7 @@ def line_plot(
 ) -> str:
     """An ``<svg>`` of ``series`` over the step; an empty string if no series has a point.
 
-    ``show``: values that the vertical axis includes; ``dots`` marks every point; ``faint`` names quiet series.
+    ``show``: values that the vertical axis includes; ``dots`` marks every point; ``faint``: series to draw faintly.
     """
     shown = {name: thinned(points) for name, points in series.items() if points}
     if not shown:
@@ -41,12 +41,12 @@ def line_plot(
     parts = [grid(axes, x_ticks, y_ticks, percent)]
     for index, (name, points) in enumerate(shown.items()):
         parts.append(drawn(axes, name, points, style_of(index, name in faint), dots))
-    label = escape(", ".join(shown), quote=True)
+    label = for_html(", ".join(shown))
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label} over steps">{"".join(parts)}</svg>'
 
 
 class Axes:
-    """From data to pixels."""
+    """Converts data to pixels."""
 
     def __init__(self, x_low: float, x_high: float, y_low: float, y_high: float) -> None:
         self.x_low, self.x_span = x_low, (x_high - x_low) or 1.0
@@ -78,7 +78,7 @@ def drawn(axes: Axes, name: str, points: Points, style: str, dots: bool) -> str:
     if not dots and len(pixels) > 1:
         return line
     marks = [
-        f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{escape(name)}, step {step:g}: {value:.4g}'
+        f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{for_html(name)}, step {step:g}: {value:.4g}'
         "</title></circle>"
         for (x, y), (step, value) in zip(pixels, points, strict=True)
     ]
@@ -86,12 +86,12 @@ def drawn(axes: Axes, name: str, points: Points, style: str, dots: bool) -> str:
 
 
 def style_of(index: int, faint: bool = False) -> str:
-    """Classes of the style sheet for the series at ``index``: a colour, dashed in its second round."""
+    """Style classes of the series at ``index``: a colour, and dashes once all colours are used."""
     return f"c{index % COLOURS}" + (" dashed" if index >= COLOURS else "") + (" faint" if faint else "")
 
 
 def thinned(points: Points) -> list[tuple[float, float]]:
-    """At most MAX_POINTS points that keep every peak: the smallest and largest value of each stretch."""
+    """At most MAX_POINTS points that keep every peak: the smallest and largest value of every interval."""
     if len(points) <= MAX_POINTS:
         return list(points)
     kept: list[tuple[float, float]] = []

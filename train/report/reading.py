@@ -1,20 +1,24 @@
-"""What a run directory says about its run, as far as it has got: every file may be missing or end inside a line."""
+"""Reads the files of a run directory, also while the run works: a file may be missing or end inside a line."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.compose import load
+from conf.compose import load_config, to_record
 from conf.errors import CorralError
-from conf.schema import RunConfig, to_dict
-from data_prep.identity import corpus_path
-from train.redact import redact
+from conf.foreign.json_file import object_if_there, object_in
+from conf.safety.secrets import redact
+from conf.schema import RunConfig
+from data_prep.corpus.identity import corpus_path
+from data_prep.corpus.manifest_shape import problem
 
 Points = list[tuple[float, float]]
+MOST = 2**53
+"""Steps and seconds since 1970 are below it."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,9 @@ class RunRecord:
     """One dict per step, ascending."""
     events: list[dict[str, Any]]
     samples: dict[int, list[dict[str, Any]]]
-    """Answered held-out rows by step."""
+    """Answered held-out samples by step."""
     manifest: dict[str, Any]
-    """MANIFEST of the prepared corpus; empty if it is not there."""
+    """MANIFEST of the prepared corpus; empty if the file is missing."""
     exit: dict[str, Any]
     provenance: dict[str, Any]
     checkpoints: list[str]
@@ -38,83 +42,106 @@ class RunRecord:
         return str(self.config.get("name", self.run_dir.name))
 
     def series(self, metric: str) -> Points:
-        """(step, value) wherever ``metric`` was logged as a finite number."""
-        found = ((line["step"], line.get(metric)) for line in self.metrics)
-        return [(float(step), float(value)) for step, value in found if isinstance(value, int | float)]
+        """(step, value) for every step that logged ``metric`` as a finite number."""
+        points = ((line["step"], line.get(metric)) for line in self.metrics)
+        return [(float(step), float(value)) for step, value in points if value is not None and is_finite(value)]
 
     def names(self, beginning: str, ending: str = "") -> list[str]:
-        """What stands between ``beginning`` and ``ending`` in metric names, in order of appearance."""
-        found = {
+        """The texts between ``beginning`` and ``ending`` in metric names, in order of appearance."""
+        names = {
             key[len(beginning) : len(key) - len(ending)]: None
             for line in self.metrics
             for key in line
             if key.startswith(beginning) and key.endswith(ending) and len(key) > len(beginning) + len(ending)
         }
-        return list(found)
+        return list(names)
 
 
 def read_run(run_dir: Path) -> RunRecord:
     cfg = read_config(run_dir / "run.yaml")
     return RunRecord(
         run_dir=run_dir,
-        config=redact(to_dict(cfg)) if cfg else {},
+        config=to_record(cfg) if cfg else {},
         metrics=by_step(json_lines(run_dir / "metrics.jsonl")),
         events=redact(json_lines(run_dir / "events.jsonl")),
         samples={
             int(path.stem.removeprefix("step-")): json_lines(path)
             for path in sorted((run_dir / "samples").glob("step-*.jsonl"))
+            if path.stem.removeprefix("step-").isdecimal()
         },
-        manifest=json_object(corpus_path(cfg) / "MANIFEST.json") if cfg else {},
-        exit=redact(json_object(run_dir / "exit.json")),
+        manifest=manifest_of(cfg) if cfg else {},
+        exit=redact(object_if_there(run_dir / "exit.json")),
         provenance=redact(read_provenance(run_dir)),
         checkpoints=sorted(path.name for path in (run_dir / "checkpoints").glob("step-*")),
     )
 
 
 def read_config(path: Path) -> RunConfig | None:
-    """The run's config, or None where there is none: a report shows what it can."""
+    """The run's config; None if it cannot be read, because a report shows whatever it can read."""
     if not path.is_file():
         return None
     try:
-        return load(path)
+        return load_config(path)
     except CorralError:
         return None
 
 
 def read_provenance(run_dir: Path) -> dict[str, Any]:
-    """The launcher's newest record (commit, host, versions); without one, what the newest checkpoint says."""
+    """The launcher's newest record (commit, host, versions); without a record, that of the newest checkpoint."""
     launches = json_lines(run_dir / "logs" / "launches.jsonl")
     if launches:
         return {**launches[-1], "launches": len(launches)}
     for folder in sorted((run_dir / "checkpoints").glob("step-*"), reverse=True):
-        manifest = json_object(folder / "MANIFEST.json")
+        manifest = object_if_there(folder / "MANIFEST.json")
         if manifest:
             return {key: manifest[key] for key in ("world", "zero_stage", "base_hash", "versions") if key in manifest}
     return {}
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole objects of a JSON-lines file; a line that is still being written is left out."""
+    """The objects of a JSON-lines file, without a line that is still being written or was damaged.
+
+    Of an object, values that are not of their key's kind are left out.
+    """
     if not path.is_file():
         return []
-    return [content for line in path.read_bytes().splitlines() if (content := parsed(line))]
+    return [content for line in path.read_bytes().splitlines() if (content := sound(object_in(line)))]
 
 
-def json_object(path: Path) -> dict[str, Any]:
-    return parsed(path.read_bytes()) if path.is_file() else {}
+def sound(line: dict[str, Any]) -> dict[str, Any]:
+    """``line`` without the known keys whose value nobody could use."""
+    return {key: value for key, value in line.items() if key not in KINDS or KINDS[key](value)}
 
 
-def parsed(content: bytes) -> dict[str, Any]:
-    """A JSON object, or an empty dict if it is none."""
-    try:
-        value = json.loads(content)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST
+
+
+KINDS: dict[str, Callable[[object], bool]] = {
+    "step": _is_count,
+    "world": lambda value: _is_count(value) and value != 0,
+    "time": _is_number,
+    "rouge_l": _is_number,
+}
+
+
+def manifest_of(cfg: RunConfig) -> dict[str, Any]:
+    """The MANIFEST of the run's corpus; empty if it is not there or is none."""
+    found = object_if_there(corpus_path(cfg) / "MANIFEST.json")
+    return {} if problem(found) else found
+
+
+def is_finite(value: object) -> bool:
+    """Whether ``value`` is a number that can be drawn."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def by_step(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of the same step joined, ascending."""
+    """Lines in ascending order of step; lines of the same step are joined."""
     steps: dict[int, dict[str, Any]] = {}
     for line in lines:
         if isinstance(line.get("step"), int):
@@ -123,7 +150,7 @@ def by_step(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys; empty mappings and lists stay values."""
+    """Nested settings with dotted keys; empty mappings and lists remain values."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         here = f"{path}.{key}" if path else str(key)

@@ -1,33 +1,32 @@
-"""The parts of the report, each from a RunRecord to HTML; a part without data is left out."""
+"""The parts of the report. Every part makes HTML from a RunRecord, and an empty string without data."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from conf.durable import write_whole
 from conf.errors import CannotCreate
-from train.figures import clock, short_count
+from conf.safety.texts import for_html
 from train.report.memory import planned_memory
 from train.report.page import document, figure, folded, sample, samples, section, settings, table, tiles
 from train.report.plots import line_plot, smoothed
-from train.report.reading import Points, RunRecord, flat, read_run
+from train.report.reading import Points, RunRecord, flat, is_finite, read_run
+from train.tracking.figures import clock, short_count
 
 SHOWN_PER_SOURCE = 3
-"""Answers per source that are shown at once; the rest is folded away."""
+"""Answers per source that the page shows; the others are folded."""
 SHOWN_EVENTS = 200
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write ``run_dir/report.html`` from whatever the run has left so far. Raises CannotCreate (73)."""
+    """Write ``run_dir/report.html`` from the files that the run has written so far. Raises CannotCreate (73)."""
     path = run_dir / "report.html"
-    temporary = run_dir / ".report.html.tmp"
     try:
-        temporary.write_text(render(read_run(run_dir)), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, render(read_run(run_dir)).encode("utf-8", "replace"))  # a line may hold half a character
     except OSError as error:
         raise CannotCreate(f"{path} cannot be written: {error.strerror or error}") from error
     return path
@@ -38,8 +37,8 @@ def render(run: RunRecord) -> str:
         [
             heading(run),
             section("Training", plots(run)),
-            section("Held-out rows, before and after", before_and_after(run)),
-            section("Answers to held-out rows", answers(run)),
+            section("Held-out samples, before and after", before_and_after(run)),
+            section("Answers to held-out samples", answers(run)),
             section("Data", data(run)),
             section("Memory", planned_memory(run)),
             section("Events", events(run)),
@@ -51,11 +50,11 @@ def render(run: RunRecord) -> str:
 
 
 def heading(run: RunRecord) -> str:
-    return f'<h1>{escape(run.name)}</h1><p class="dim">{escape(status(run))}</p>{tiles(key_figures(run))}'
+    return f'<h1>{for_html(run.name)}</h1><p class="dim">{for_html(status(run))}</p>{tiles(key_figures(run))}'
 
 
 def status(run: RunRecord) -> str:
-    """One line: how far the run is and how it ended."""
+    """One line: the run's start, its steps so far and its end."""
     steps = run.metrics[-1]["step"] if run.metrics else 0
     started = next((event for event in run.events if "time" in event), None)
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(started["time"])) if started else "not started"
@@ -68,7 +67,7 @@ def status(run: RunRecord) -> str:
 
 
 def key_figures(run: RunRecord) -> dict[str, str]:
-    found = {
+    figures = {
         "training loss": change(run.series("train/loss"), "{:.3f}"),
         "held-out loss": change(run.series("eval/loss"), "{:.3f}"),
         "held-out exact match": change(mean_over_sources(run, "exact_match"), "{:.0%}"),
@@ -78,11 +77,11 @@ def key_figures(run: RunRecord) -> dict[str, str]:
         "time in steps": total_time(run),
         "peak memory": last(run.series("memory/peak_gib"), lambda value: f"{value:.2f} GiB"),
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in figures.items() if value}
 
 
 def change(points: Points, form: str) -> str:
-    """First and last value, as "before → after"; one value if there is one."""
+    """The first and last value as "before → after"; a single value alone."""
     if not points:
         return ""
     first, final = form.format(points[0][1]), form.format(points[-1][1])
@@ -99,7 +98,7 @@ def median(points: Points) -> str:
 
 
 def total_time(run: RunRecord) -> str:
-    """Seconds in logged steps, scaled to all steps where only some were logged."""
+    """The time of the logged steps, scaled to all steps if only some were logged."""
     times = run.series("perf/step_time_s")
     if not times:
         return ""
@@ -111,7 +110,7 @@ def mean_over_sources(run: RunRecord, name: str) -> Points:
     means = []
     sources = run.names("eval/", f"/{name}")
     for line in run.metrics:
-        values = [line[key] for source in sources if isinstance(line.get(key := f"eval/{source}/{name}"), int | float)]
+        values = [line[key] for source in sources if is_finite(line.get(key := f"eval/{source}/{name}"))]
         if values:
             means.append((float(line["step"]), sum(values) / len(values)))
     return means
@@ -135,7 +134,7 @@ def plots(run: RunRecord) -> str:
 
 
 def loss_plot(run: RunRecord) -> str:
-    """Training loss, in long runs with a smoothed line before it."""
+    """Training loss; long runs also have a smoothed line."""
     loss = run.series("train/loss")
     curves = {"per step": loss} | ({"smoothed": smoothed(loss, len(loss) // 60)} if len(loss) >= 120 else {})
     faint = ["per step"] if len(curves) > 1 else []
@@ -149,10 +148,10 @@ def plot(title: str, series: Mapping[str, Points], form: str, show: Sequence[flo
 
 
 def by_source(run: RunRecord, name: str, first: Mapping[str, Points] | None = None) -> dict[str, Points]:
-    found = {source: run.series(f"eval/{source}/{name}") for source in run.names("eval/", f"/{name}")}
-    if first and len(found) == 1:  # one source: its curve is the total's
+    curves = {source: run.series(f"eval/{source}/{name}") for source in run.names("eval/", f"/{name}")}
+    if first and len(curves) == 1:  # the curve of a single source equals that of the total
         return dict(first)
-    return {**(first or {}), **found}
+    return {**(first or {}), **curves}
 
 
 def shares(run: RunRecord) -> dict[str, Points]:
@@ -174,28 +173,29 @@ def before_and_after(run: RunRecord) -> str:
 
 
 def answers(run: RunRecord) -> str:
-    """The newest answers per source: some at once, the others folded."""
+    """The newest answers per source: some visible, the others folded."""
     if not run.samples:
         return ""
     step = max(run.samples)
     by_name: dict[str, list[str]] = {}
-    for each in run.samples[step]:
-        by_name.setdefault(str(each.get("source", "")), []).append(answer_card(each))
+    for answered in run.samples[step]:
+        by_name.setdefault(str(answered.get("source", "")), []).append(answer_card(answered))
     shown = [card for cards in by_name.values() for card in cards[:SHOWN_PER_SOURCE]]
     rest = [card for cards in by_name.values() for card in cards[SHOWN_PER_SOURCE:]]
-    right = sum(bool(each.get("exact_match")) for each in run.samples[step])
+    right = sum(bool(answered.get("exact_match")) for answered in run.samples[step])
     lead = f'<p class="dim">step {step}: {right} of {len(run.samples[step])} right, greedy decoding</p>'
     return lead + samples(shown) + folded(f"{len(rest)} more", samples(rest))
 
 
-def answer_card(each: Mapping[str, Any]) -> str:
-    source, prompt, reference, answer = (str(each.get(key, "")) for key in ("source", "prompt", "reference", "answer"))
-    right, rouge = bool(each.get("exact_match")), float(each.get("rouge_l") or 0.0)
+def answer_card(answered: Mapping[str, Any]) -> str:
+    keys = ("source", "prompt", "reference", "answer")
+    source, prompt, reference, answer = (str(answered.get(key, "")) for key in keys)
+    right, rouge = bool(answered.get("exact_match")), float(answered.get("rouge_l") or 0.0)
     return sample(source, prompt, reference, answer, right=right, rouge=rouge)
 
 
 def data(run: RunRecord) -> str:
-    """Rows and tokens per source and split, and why rows were rejected."""
+    """Samples and tokens per source and split, and the reasons for rejected records."""
     sources: Mapping[str, Any] = run.manifest.get("sources", {})
     rows, reasons = [], []
     for name, source in sources.items():
@@ -206,9 +206,9 @@ def data(run: RunRecord) -> str:
         rows.append([name, *(f"{count:,}" for count in counts), f"{supervised:.1%}"])
         by_count = sorted(rejected.items(), key=lambda item: -item[1])
         reasons += [[name, reason, f"{count:,}"] for reason, count in by_count]
-    headings = ["source", "training rows", "held-out rows", "training tokens", "rejected", "supervised"]
-    why = table(["source", "reason", "rows"], reasons, numbers_from=2)
-    return table(headings, rows) + folded("rejected rows by reason", why)
+    headings = ["source", "training samples", "held-out samples", "training tokens", "rejected records", "targets"]
+    why = table(["source", "reason", "records"], reasons, numbers_from=2)
+    return table(headings, rows) + folded("rejected records by reason", why)
 
 
 def events(run: RunRecord) -> str:
@@ -222,14 +222,14 @@ def events(run: RunRecord) -> str:
 
 
 def provenance(run: RunRecord) -> str:
-    found = texts(flat(run.provenance))
+    values = texts(flat(run.provenance))
     if run.manifest:
-        found["corpus config_sha256"] = str(run.manifest.get("config_sha256", ""))
-        found["tokenizer"] = str(run.manifest.get("tokenizer", {}).get("fingerprint", ""))
+        values["corpus config_sha256"] = str(run.manifest.get("config_sha256", ""))
+        values["tokenizer"] = str(run.manifest.get("tokenizer", {}).get("fingerprint", ""))
     if run.checkpoints:
-        found["checkpoints"] = ", ".join(run.checkpoints)
-    found["run_dir"] = str(run.run_dir)
-    return settings(found)
+        values["checkpoints"] = ", ".join(run.checkpoints)
+    values["run_dir"] = str(run.run_dir)
+    return settings(values)
 
 
 def pairs(values: Mapping[str, Any]) -> list[str]:
@@ -237,5 +237,5 @@ def pairs(values: Mapping[str, Any]) -> list[str]:
 
 
 def texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Values as they stand in a config: JSON, strings without quotes."""
+    """Values as a config writes them: JSON, but strings without quotes."""
     return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in values.items()}

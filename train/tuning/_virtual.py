@@ -8,12 +8,15 @@ Shape suffixes: B rows, V virtual tokens, L longest sample, H width.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from conf.errors import ConfigError, InternalError
+from train.tuning._peft import WEIGHTS
 
 NAME = "virtual_tokens"
 """The name under which the model holds the learnt embedding, so ``virtual_tokens.weight`` is the parameter's."""
@@ -63,6 +66,21 @@ def masked(model: nn.Module, kwargs: dict[str, Any]) -> torch.Tensor:
         return mask
     ids: torch.Tensor = kwargs["input_ids"]
     return ids.new_ones(len(ids), ids.shape[1] + max(0, seen(kwargs) - taken(model)))
+
+
+def load(model: Any, folder: Path) -> nn.Module:
+    """Give ``model``, which has untrained virtual tokens, those of ``folder``. Raises ValueError for another shape.
+
+    PEFT 0.21 does not load them into every family: its ``generate`` fails with transformers 5.
+    """
+    saved = load_file(folder / WEIGHTS)["prompt_embeddings"]
+    weight = model.get_submodule(NAME).weight
+    if weight.shape != saved.shape:
+        raise ValueError(f"virtual tokens of shape {list(saved.shape)}, where the base takes {list(weight.shape)}")
+    with torch.no_grad():
+        weight.copy_(saved)
+    loaded: nn.Module = model
+    return loaded
 
 
 def no_plain_model(method: str) -> ConfigError:

@@ -21,19 +21,14 @@ from torch import nn
 
 from conf.errors import InternalError, MissingInput
 from conf.schema import BottleneckTuning
-from train.models import Family, family
+from train.families import Family, Role, family
+from train.tuning._folder import Folder
 from train.tuning._names import fits
 from train.tuning._start import uniform
 
-CONFIG, WEIGHTS = "bottleneck_config.json", "bottleneck_model.safetensors"
-LAST = {
-    "pfeiffer": ("mlp.down_proj", "mlp.fc2", "mlp.c_proj", "mlp.dense_4h_to_h"),
-    "houlsby": (
-        "mlp.down_proj", "mlp.fc2", "mlp.c_proj", "mlp.dense_4h_to_h",
-        "self_attn.o_proj", "self_attn.dense", "attn.c_proj", "attention.dense", "self_attention.dense",
-    ),
-}  # fmt: skip
-"""The last layer of each sublayer that gets an adapter, of every family."""
+FOLDER, WEIGHTS = Folder("bottleneck_config.json"), "bottleneck_model.safetensors"
+AFTER: dict[str, tuple[Role, ...]] = {"pfeiffer": ("mlp_out",), "houlsby": ("attention_out", "mlp_out")}
+"""Roles of the layers that an adapter follows, by placement."""
 
 
 class Bottleneck(nn.Module):
@@ -53,9 +48,13 @@ def apply(model: nn.Module, tuning: BottleneckTuning, family: Family, *, seed: i
     model.requires_grad_(False)
     first = next(model.parameters())
     width = model.get_input_embeddings().embedding_dim  # type: ignore[operator]
-    chosen = [name for name, _ in model.named_modules() if any(fits(name, last) for last in LAST[tuning.placement])]
+    paths = [layer.path for layer in family.of_role(*AFTER[tuning.placement])]
+    chosen = [name for name, _ in model.named_modules() if any(fits(name, path) for path in paths)]
     if not chosen:
-        raise InternalError(f"no sublayer of {family.model_type} is known: add its last layers to {__name__}")
+        raise InternalError(
+            f"bottleneck adapters follow the layers of roles {' and '.join(AFTER[tuning.placement])}, and the model "
+            f"has none of those that train/families/{family.model_type}.py names"
+        )
     for name in chosen:
         adapter = Bottleneck(width, tuning.size)
         for own, parameter in adapter.named_parameters():
@@ -86,14 +85,14 @@ def save(model: nn.Module, tuning: BottleneckTuning, folder: Path, *, base: str)
     """The adapters and what they are, for ``load``."""
     folder.mkdir(parents=True, exist_ok=True)
     made = {"base_model_name_or_path": base, "tuning": asdict(tuning)}
-    (folder / CONFIG).write_text(json.dumps(made, indent=1) + "\n")
-    weights = {name: value.detach().cpu() for name, value in model.named_parameters() if value.requires_grad}
+    (folder / FOLDER.config).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    weights = {name: value.detach().cpu() for name, value in model.named_parameters() if "_adapter." in name}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def load(model: Any, folder: Path) -> nn.Module:
     """``model``, the base, with the adapters of ``folder``. Raises MissingInput if they are those of another model."""
-    made = json.loads((folder / CONFIG).read_text())
+    made = FOLDER.read(folder)
     adapted = apply(model, BottleneckTuning(**made["tuning"]), family(model.config.model_type), seed=0)
     weights = load_file(folder / WEIGHTS)
     own = {name: value for name, value in adapted.named_parameters() if value.requires_grad}

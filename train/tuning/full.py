@@ -8,8 +8,11 @@ from torch import nn
 
 from conf.errors import ConfigError
 from conf.schema import FullTuning
-from train.models import Family
+from train.families import Family
 from train.tuning._names import above, holds, refuse_unknown
+
+FOLDER = None
+"""Its result is a whole model."""
 
 
 def apply(model: nn.Module, tuning: FullTuning, family: Family, *, seed: int) -> nn.Module:

@@ -14,26 +14,31 @@ from torch import nn
 
 from conf.errors import InternalError
 from conf.schema import Ia3Tuning
-from train.models import Family
-from train.tuning._peft import adapted, write_folder
+from train.families import Family
+from train.loading.adapters import CONFIG
+from train.tuning._folder import Folder
+from train.tuning._peft import adapted, load, whole_modules, write_folder
 
-OUTPUTS = ("k_proj", "v_proj", "qkv_proj", "c_attn", "query_key_value")
-"""Layers whose output is scaled."""
-INPUTS = ("mlp.down_proj", "mlp.fc2", "mlp.c_proj", "mlp.dense_4h_to_h")
-"""Layers whose input is scaled: the second layer of the MLP."""
+__all__ = ["FOLDER", "apply", "load", "merge", "save"]
+
+FOLDER = Folder(CONFIG, "IA3")
 
 
 def apply(model: nn.Module, tuning: Ia3Tuning, family: Family, *, seed: int) -> nn.Module:
     """Wrap ``model``; only the factors are trainable. They start at 1, whatever ``seed``."""
     from peft import IA3Config
 
-    outputs = [name for name in OUTPUTS if name in family.lora_targets]
-    inputs = [name for name in INPUTS if name.split(".")[-1] in family.lora_targets]
-    if not outputs or len(inputs) != 1:
-        raise InternalError(f"(IA)^3 does not know the layers of {family.model_type}: add them in train/tuning/ia3.py")
+    scaled = family.of_role("key", "value") or family.of_role("qkv")
+    # By their paths: the last part of GPT-2's is the name of the attention's output too.
+    inputs = [layer.path for layer in family.of_role("mlp_out")]
+    if not scaled or not inputs:
+        raise InternalError(
+            f"(IA)^3 needs the roles key and value (or qkv) and mlp_out; the layers of train/families/"
+            f"{family.model_type}.py lack one of them"
+        )
     config = IA3Config(
         task_type="CAUSAL_LM",
-        target_modules=[*outputs, *inputs],
+        target_modules=[*(layer.name for layer in scaled), *inputs],
         feedforward_modules=inputs,
         fan_in_fan_out=family.fan_in_fan_out,
     )
@@ -78,6 +83,5 @@ def save(model: nn.Module, tuning: Ia3Tuning, folder: Path, *, base: str) -> Non
     from peft import get_peft_model_state_dict
 
     peft: Any = model
-    write_folder(
-        peft.peft_config["default"], get_peft_model_state_dict(peft, save_embedding_layers=False), folder, base=base
-    )
+    config, weights = peft.peft_config["default"], get_peft_model_state_dict(peft, save_embedding_layers=False)
+    write_folder(config, {**weights, **whole_modules(model, config, "ia3_l")}, folder, base=base)

@@ -19,13 +19,16 @@ from torch import nn
 
 from conf.errors import ConfigError
 from conf.schema import LoraTuning
-from train.models import Family
+from train.families import Family
+from train.loading.adapters import CONFIG
+from train.tuning._folder import Folder
 from train.tuning._names import fits, refuse_unknown
-from train.tuning._peft import adapted, write_folder
+from train.tuning._peft import adapted, load, whole_modules, write_folder
 from train.tuning._start import uniform
 
-PREFIX = "base_model.model."
-"""What PEFT puts before the names of the base's parameters."""
+__all__ = ["FOLDER", "apply", "load", "merge", "save"]
+
+FOLDER = Folder(CONFIG, "LORA")
 
 
 def apply(model: nn.Module, tuning: LoraTuning, family: Family, *, seed: int) -> nn.Module:
@@ -148,7 +151,4 @@ def save(model: nn.Module, tuning: LoraTuning, folder: Path, *, base: str) -> No
 
     peft: Any = model
     config, weights = peft.peft_config["default"], get_peft_model_state_dict(peft, save_embedding_layers=False)
-    named = model.named_parameters(remove_duplicate=False)
-    whole = {name: parameter for name, parameter in named if parameter.requires_grad and "lora_" not in name}
-    config.modules_to_save = sorted({name.removeprefix(PREFIX).rsplit(".", 1)[0] for name in whole}) or None
-    write_folder(config, {**weights, **whole}, folder, base=base)
+    write_folder(config, {**weights, **whole_modules(model, config, "lora_")}, folder, base=base)

@@ -16,10 +16,14 @@ import torch
 from torch import nn
 
 from conf.schema import PrefixTuning
-from train.models import Family
+from train.families import Family, family
+from train.loading.adapters import CONFIG
 from train.tuning import _virtual
+from train.tuning._folder import Folder
 from train.tuning._peft import write_folder
 from train.tuning._start import generator_for
+
+FOLDER = Folder(CONFIG, "PREFIX_TUNING")
 
 SPREAD = 0.02
 """Standard deviation of the first keys and values: that of the families' own new weights."""
@@ -82,3 +86,9 @@ def save(model: Any, tuning: PrefixTuning, folder: Path, *, base: str) -> None:
         num_transformer_submodules=1,
     )
     write_folder(config, {"prompt_embeddings": _virtual.values(model)}, folder, base=base)
+
+
+def load(model: Any, folder: Path) -> nn.Module:
+    """``model``, the base, with the virtual tokens of ``folder``. Raises ValueError if they are another model's."""
+    tuning = PrefixTuning("prefix", FOLDER.read(folder)["num_virtual_tokens"])
+    return _virtual.load(apply(model, tuning, family(model.config.model_type), seed=0), folder)

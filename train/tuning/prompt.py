@@ -12,10 +12,14 @@ import torch
 from torch import nn
 
 from conf.schema import PromptTuning
-from train.models import Family
+from train.families import Family, family
+from train.loading.adapters import CONFIG
 from train.tuning import _virtual
+from train.tuning._folder import Folder
 from train.tuning._peft import write_folder
 from train.tuning._start import generator_for
+
+FOLDER = Folder(CONFIG, "PROMPT_TUNING")
 
 
 def apply(model: nn.Module, tuning: PromptTuning, family: Family, *, seed: int) -> nn.Module:
@@ -89,3 +93,9 @@ def save(model: Any, tuning: PromptTuning, folder: Path, *, base: str) -> None:
         num_transformer_submodules=1,
     )
     write_folder(config, {"prompt_embeddings": _virtual.values(model)}, folder, base=base)
+
+
+def load(model: Any, folder: Path) -> nn.Module:
+    """``model``, the base, with the virtual tokens of ``folder``. Raises ValueError if they are another model's."""
+    tuning = PromptTuning("prompt", FOLDER.read(folder)["num_virtual_tokens"])
+    return _virtual.load(apply(model, tuning, family(model.config.model_type), seed=0), folder)

@@ -1,0 +1,1 @@
+"""Attempts of a run, one after another in one folder."""

@@ -1,0 +1,1 @@
+"""Folders of our own, on disks that others share."""

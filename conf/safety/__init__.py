@@ -1,0 +1,1 @@
+"""Keeps secrets in, and texts that others wrote from acting."""

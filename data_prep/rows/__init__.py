@@ -1,0 +1,1 @@
+"""Raw inputs to raw records: which files a source names, how they are read, which rows are chosen."""

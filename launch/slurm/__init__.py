@@ -1,0 +1,1 @@
+"""Submitting a run to SLURM, and what its batch job does."""

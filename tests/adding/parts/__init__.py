@@ -1,0 +1,1 @@
+"""New parts as files of their own; some are pieces that go into a file that is there."""

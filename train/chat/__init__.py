@@ -1,0 +1,1 @@
+"""``python -m train.chat``: talk to an exported model."""

@@ -1,0 +1,1 @@
+"""``python -m train.export``: a run's model as a folder that others load, and loading it again."""

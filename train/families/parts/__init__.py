@@ -1,0 +1,1 @@
+"""The types that a family file fills in, and the blocks that several families share."""

@@ -1,0 +1,1 @@
+"""Models, configs and adapters that others wrote: read in one place, their code never run unless a user says so."""

@@ -1,0 +1,1 @@
+"""``python -m train.verify`` proves, on the user's config, that a step is one function of its global batch."""
