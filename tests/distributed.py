@@ -1,4 +1,8 @@
-"""Real gloo processes inside plain pytest: ``run_distributed(fn, world)`` calls ``fn(ranks, *args)`` on every rank."""
+"""Real gloo processes inside plain pytest: ``run_distributed(fn, world)`` calls ``fn(ranks, *args)`` on every rank.
+
+Ranks are forked from a server that has imported the libraries and runs nothing itself: four seconds of CPU time less for
+each of them.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _child(fn: Callable[..., Any], rank: int, world: int, port: int, out: str, args: tuple[Any, ...]) -> None:
+PRELOADED = ("pytest", "hypothesis", "deepspeed", "transformers.models.llama.modeling_llama", "train.engine")
+
+
+def _child(
+    fn: Callable[..., Any], rank: int, world: int, port: int, out: str, environment: dict[str, str], args: tuple[Any, ...]
+) -> None:
+    os.environ.clear()  # the server has that of the first test
     os.environ.update(
+        environment,
         RANK=str(rank),
         WORLD_SIZE=str(world),
         LOCAL_RANK=str(rank),
@@ -48,10 +59,14 @@ def _child(fn: Callable[..., Any], rank: int, world: int, port: int, out: str, a
 
 def run_distributed(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 240.0) -> list[Any]:
     """The results of all ranks, in rank order. Raises AssertionError with the traceback of the first that failed."""
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
     with tempfile.TemporaryDirectory() as out:
         port = free_port()
-        processes = [context.Process(target=_child, args=(fn, rank, world, port, out, args)) for rank in range(world)]
+        processes = [
+            context.Process(target=_child, args=(fn, rank, world, port, out, dict(os.environ), args))
+            for rank in range(world)
+        ]
         for process in processes:
             process.start()
         for process in processes:

@@ -18,30 +18,25 @@ from train.ranks.group import Ranks
 QUICK = Size(rows=200_000, divisor=2048, memory=False)
 
 
+def counts(world: int, size: Size = QUICK) -> Figures:
+    """Without times, which other processes make larger: the benchmark says which of them are over a limit."""
+    return {label: value for label, value in measure(world, size).items() if " ms" not in label}
+
+
 @pytest.fixture(scope="module")
 def found() -> dict[int, Figures]:
-    return {world: measure(world, QUICK) for world in (8, 64, 512)}
-
-
-def settled(worlds: dict[int, Size], found: dict[int, Figures]) -> list[str]:
-    """What is over its limit in each of three measurements: other processes only ever make a figure larger."""
-    over = over_limits(found)
-    for _ in range(2):
-        if over:
-            over = over_limits({world: measure(world, size) for world, size in worlds.items()})
-    return over
+    return {world: counts(world) for world in (8, 64, 512)}
 
 
 @pytest.mark.slow
 def test_nothing_grows_with_the_ranks_that_must_not(found: dict[int, Figures]) -> None:
-    assert settled(dict.fromkeys((8, 64, 512), QUICK), found) == []
+    assert len(next(iter(found.values()))) > 20
+    assert over_limits(found) == []
 
 
 @pytest.mark.slow
 def test_nor_at_4096_ranks(found: dict[int, Figures]) -> None:
-    large = replace(QUICK, stages=(1,))
-    worlds = {**dict.fromkeys((8, 64, 512), QUICK), 4096: large}
-    assert settled(worlds, {**found, 4096: measure(4096, large)}) == []
+    assert over_limits({**found, 4096: counts(4096, replace(QUICK, stages=(1,)))}) == []
 
 
 @pytest.mark.slow
