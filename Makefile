@@ -1,7 +1,7 @@
 # Every target makes the environment first where it is missing. Settings, e.g. `make demo PYTHON=python3.12`:
 #   PYTHON        the interpreter the environment is made with
 #   VENV          where it lies (.venv)
-#   PARITY, SLOW  which of the parity and of the slow tests, as pytest's -k (all)
+#   PARITY, SLOW  which of the parity and of the slow tests, as pytest's -k (all); CI: SLOW="not extended"
 #   KILLS, TERMS, SEED   of the soak: SIGKILLs, requests to stop, and what chooses their places (200, 100, 0)
 #   SECONDS, SEED, TARGETS   of the fuzzer: how long, what chooses the damages, which targets (600, 0, all)
 #   TORCH_INDEX   package index for torch alone; https://download.pytorch.org/whl/cpu saves 2 GB on machines without a GPU

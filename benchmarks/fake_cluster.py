@@ -163,12 +163,12 @@ The figures are those of the first rank and of the worst of the three.
 {table}
 ```
 
-The benchmark says what is over a limit: up to {limited} ranks a step's own part takes {limit:g} ms on every rank, and so
-does the wait for its plan; a rank's opens do not depend on the number of ranks, and what it hashes and reads falls as
-1 / ranks (which `tests/benchmarks/test_fake_cluster.py` holds). What still grows: the first rank alone writes and reads a MANIFEST that under ZeRO-3 has a
-line per parameter and rank, the launcher alone reads an exit record per rank, and every rank plans the whole global
-batch. Without a launcher only the first rank that ends with a code merges records, and reads those of the first ones;
-on a file system without symbolic links every rank would read them all.
+The benchmark says what is over a limit: up to {limited} ranks a step's own part takes {limit:g} ms on every rank, and
+so does the wait for its plan; a rank's opens do not depend on the number of ranks, and what it hashes and reads falls
+as 1 / ranks (which `tests/benchmarks/test_fake_cluster.py` holds). What still grows: the first rank alone writes and
+reads a MANIFEST that under ZeRO-3 has a line per parameter and rank, the launcher alone reads an exit record per rank,
+and every rank plans the whole global batch. Without a launcher only the first rank that ends with a code merges
+records, and reads those of the first ones; on a file system without symbolic links every rank would read them all.
 """
 
 

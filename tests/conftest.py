@@ -26,6 +26,17 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+EXTENDED = Path(__file__).with_name("extended.txt")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the longest of the slow tests, which one list names because it changes with what a machine can do."""
+    named = {*EXTENDED.read_text(encoding="utf-8").splitlines()}
+    for item in items:
+        if item.nodeid.partition("[")[0] in named:
+            item.add_marker("extended")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
     """``real_data("alpaca/alpaca_data.json.gz")``: a file or folder below CORRAL_TEST_DATA.

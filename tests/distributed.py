@@ -1,7 +1,7 @@
 """Real gloo processes inside plain pytest: ``run_distributed(fn, world)`` calls ``fn(ranks, *args)`` on every rank.
 
-Ranks are forked from a server that has imported the libraries and runs nothing itself: four seconds of CPU time less for
-each of them.
+Ranks are forked from a server that has imported the libraries and runs nothing itself: four seconds of CPU time less
+for each of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ PRELOADED = ("pytest", "hypothesis", "deepspeed", "transformers.models.llama.mod
 
 
 def _child(
-    fn: Callable[..., Any], rank: int, world: int, port: int, out: str, environment: dict[str, str], args: tuple[Any, ...]
+    fn: Callable[..., Any],
+    rank: int,
+    world: int,
+    port: int,
+    out: str,
+    environment: dict[str, str],
+    args: tuple[Any, ...],
 ) -> None:
     os.environ.clear()  # the server has that of the first test
     os.environ.update(

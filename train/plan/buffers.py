@@ -1,12 +1,13 @@
 """What reducing gradients takes on one rank beside them: buckets, and copies of what is on its way and of its norm.
 
-As DeepSpeed 0.19.8 does it. Stage 1 in bf16 (bf16_optimizer.py) has no buckets: after the last backward pass it reduces
-its flat fp32 gradients in place. Stages 1 in fp32 or with offload and 2 (stage_1_and_2.py, setup_buckets,
-allreduce_bucket): one bucket, two with overlap, of the dtype of the gradients handed over; one flattened to be reduced,
-and its copy in fp32. Stage 3 (stage3.py, __avg_scatter_grads): one bucket of the dtype that travels, for ever, and one
-flattened. A gradient larger than a bucket goes by itself: at stage 3 whole, before it in pieces, one per rank that owns
-some. ``compute.reproducible`` has an exchange of its own (train/engine/in_order.py). tests/train/plan/test_states.py
-compares the plan with what two ranks really allocate and send.
+As DeepSpeed 0.19.8 does it. Stage 0 joins the gradients after the last backward pass, FLATTENED elements at a time.
+Stage 1 in bf16 (bf16_optimizer.py) has no buckets: it then reduces its flat fp32 gradients. Stages 1 in fp32 or with
+offload and 2 (stage_1_and_2.py, setup_buckets, allreduce_bucket): one bucket, two with overlap, of the dtype of the
+gradients handed over; one flattened to be reduced, and its copy in fp32. Stage 3 (stage3.py, __avg_scatter_grads): one
+bucket of the dtype that travels, for ever, and one flattened. A gradient larger than a bucket goes by itself: at stage
+3 whole, before it in pieces, one per rank that owns some. ``compute.reproducible`` has an exchange of its own
+(train/engine/in_order.py). tests/train/plan/test_states.py compares the plan with what two ranks really allocate and
+send.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from train.families import Shape
 from train.plan.activations import ELEMENT
 
 FLATTENED = 500_000_000
-"""Elements up to which stage 1 in bf16 joins its flat gradients (engine.py, allreduce_no_retain): into a copy."""
+"""Elements up to which stages 0 and, in bf16, 1 join their gradients (engine.py, allreduce_no_retain): into a copy."""
 
 SQUARED, SQUARE_BYTES = 1 << 22, 24
 """Elements whose squares ``compute.reproducible`` adds up at once; bytes of each: a float64, its floor, an int64."""
@@ -34,7 +35,7 @@ class Buffers:
     passing: float = 0.0
     """Copies during a reduction, at most."""
     after: float = 0.0
-    """Copies when the backward passes of a step are over: of the reduction (stage 1 in bf16), else of the norm."""
+    """Copies when the backward passes of a step are over: of the reduction (stages 0 and 1), else of the norm."""
 
 
 def largest_gradient(trained: Trained, shape: Shape, phase: str) -> int:
@@ -58,8 +59,8 @@ def buffers(cfg: RunConfig, *, stage: int, trained: int, largest: int, micro_bat
     step."""
     world, element = cfg.cluster.nodes * cfg.cluster.gpus_per_node, ELEMENT[cfg.model.dtype]
     bucket = min(cfg.zero.bucket_elements, trained)
-    if stage == 0:
-        return Buffers()
+    if stage == 0:  # of gradients in fp32; what makes them too many is still with them
+        return Buffers(after=4.0 * min(trained, FLATTENED + largest))
     if cfg.compute.reproducible:
         return _in_order(stage, trained / world, element=element, bucket=bucket, largest=largest, world=world)
     norm = 8.0 * min(largest, trained // world)  # in fp64, tensor by tensor
