@@ -143,7 +143,7 @@ class _NoCompute:
     """An engine, an objective, a stream and a feed in one: no model, steps that are planned, rows without tokens."""
 
     def __init__(self, ranks: Ranks, steps: Sequence[GlobalStep]) -> None:
-        self.ranks, self.micro_batches, self.module = ranks, 1, torch.nn.Identity()
+        self.ranks, self.module = ranks, torch.nn.Identity()
         self.loss = torch.tensor(2.0)
         self._steps, self._next = steps, 0
         self._batches = {step.index: self._batch(step) for step in steps}
@@ -168,8 +168,8 @@ class _NoCompute:
     def most_samples(self, step: GlobalStep) -> int:
         return most_samples(step, self.ranks.readers)
 
-    def in_row_order(self, uids: Any, step: GlobalStep) -> Any:
-        return uids
+    def micro_batches(self, step: GlobalStep) -> int:
+        return 1
 
     def sums(self, module: torch.nn.Module, batch: Any) -> Sums:
         return Sums(self.loss, {"loss": self.loss})

@@ -87,7 +87,7 @@ def labels_of(ids: NDArray[np.int32], mask: NDArray[np.uint8]) -> NDArray[np.int
 
 
 def _check_whole(stream: Stream) -> None:
-    if stream.planner.shares:
+    if stream.shares:
         raise ConfigError(
             "data.share_prefix: true makes rows hold more than other trainers can take, which compute every sample "
             "whole; make the stream with data.share_prefix=false"

@@ -1,4 +1,4 @@
-"""Losses and samples of ten steps are those that are committed, in three geometries.
+"""Losses and samples of ten steps are those that are committed, in four geometries.
 
 ``losses.json`` was first written by the tree before its folders were divided into rooms: moving code changes nothing.
 ``python -m tests.golden.write`` writes it anew, for a change that is meant to change losses or samples.
@@ -25,6 +25,14 @@ from tests.golden.write import LOSSES
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One for all runs, which read the same corpus."""
     return tmp_path_factory.mktemp("golden")
+
+
+def test_sharing_prefixes_changes_neither_the_samples_of_a_step_nor_its_loss() -> None:
+    golden: dict[str, Any] = json.loads(LOSSES.read_text())
+    apart, shared = (golden[f"full, fp32, ZeRO-2, 2 ranks{more}"] for more in ("", ", shared prefixes"))
+    assert apart["ledger"] == shared["ledger"]
+    assert apart["losses"] == pytest.approx(shared["losses"], rel=1e-6)
+    assert apart["losses"] != shared["losses"]  # other rows
 
 
 @pytest.mark.parametrize("name", RUNS)

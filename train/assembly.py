@@ -30,7 +30,7 @@ from train.engine import Engine, deepspeed_settings, loading_context
 from train.evaluate.evaluation import open_further
 from train.model.build import Built, TokenIds, build
 from train.objectives import Objective, objective_of
-from train.plan import accumulation_steps, number, refuse_empty_steps
+from train.plan import number, refuse_empty_steps
 from train.process.faultpoint import faultpoint
 from train.process.run_dir import append
 from train.ranks.determinism import check_threads, seed_everything
@@ -157,7 +157,6 @@ def feed_of(cfg: RunConfig, ranks: Ranks, splits: Sequence[Split], built: Built,
         pad_id=pad_id,
         ranks=ranks,
         micro_size=number(cfg.batch.micro_size),
-        micro_batches=accumulation_steps(cfg.batch, ranks.readers),
         dealt="turns" if cfg.compute.reproducible else "blocks",
     )
 

@@ -113,7 +113,9 @@ def training_steps(
             return
         waited, denominator = time.perf_counter() - began, objective.denominator(plan) or 1.0
         engine.module.train()
-        done = accumulate(engine, objective, feed.batches(plan), count=feed.micro_batches, denominator=denominator)
+        done = accumulate(
+            engine, objective, feed.batches(plan), count=feed.micro_batches(plan), denominator=denominator
+        )
         stream.look_ahead()  # the device works now, and the host would only wait
         lr = lr_at(plan.index)
         heart.at(Place.UPDATING)
@@ -133,7 +135,7 @@ def training_steps(
             lr=lr,
             skipped=outcome.skipped,
             signs=told.signs,
-            fed=feed.in_row_order(told.uids, plan),
+            fed=told.uids,
             seconds=seconds,
             data_seconds=waited + done.seconds,
             own=told.own,

@@ -110,9 +110,9 @@ class DataConfig:
     window: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Samples shuffled and packed together. auto: the power of two from 256 * seq_len / mean length on, 4096..65536."""
     share_prefix: bool = True
-    """Samples of a packed row that begin with the same tokens (template text, task definition) compute them once: the
-    same loss and gradients. Needs attention=packed (or auto) and adapters without dropout. Nothing to share with
-    pack=none."""
+    """Samples of a step that begin with the same tokens (template text, task definition, examples) meet in rows that
+    compute these once: the same samples, loss and gradients in fewer rows. Needs attention=packed (or auto) and
+    adapters without dropout. Nothing to share with pack=none."""
     on_bad_row: Literal["quarantine", "fail"] = "quarantine"
     bad_row_budget: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
     """Share of rows that may be rejected before preparation stops with exit code 65."""

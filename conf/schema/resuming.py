@@ -60,8 +60,9 @@ CHANGES: Mapping[str, Change] = {
     ),
     **_each(
         "mathematics", f"{LATER} read the samples in other rows",
-        "data.seq_len", "data.pack", "data.window", "data.share_prefix",
+        "data.seq_len", "data.pack", "data.window",
     ),
+    "data.share_prefix": Change("free"),
     "data.stop": Change("course", "the run ends elsewhere, and a rate that decays follows its new length"),
     **_each("free", "", "data.cache", "data.num_proc", "data.bad_row_budget", "data.allow_change"),
     # tuning: a method's settings are the shape of its weights, or what they mean

@@ -95,7 +95,7 @@ class Merged:
         weighted = any(_has_weights(self.job, index) for index in range(self.blocks))
         writers = {name: SplitWriter(folder / name, root, weighted=weighted) for name in ("train", "validation")}
         train = ((sample.input_ids, sample.loss_mask) for sample, held_out in samples(self) if not held_out)
-        prefixes = find(train, seq_len=self.job.stages.fit.seq_len)
+        prefixes = find(train)
         for sample, held_out in samples(self):
             prefix, tokens = prefixes.of(sample.input_ids, sample.loss_mask)
             writers["validation" if held_out else "train"].add(replace(sample, prefix=prefix, prefix_len=tokens))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -88,14 +89,15 @@ def _prefixes(batch: Batch, expected: Expected) -> Iterator[Wrong]:
     yield (prefix < -1) | (prefix >= len(expected.prefixes)), "begins with a prefix that is not in the MANIFEST"
     yield length != known[prefix], "has a prefix of another length than the MANIFEST says"
     yield length >= np.diff(batch.bounds), "has a prefix as long as itself"
-    ids = batch.flat("input_ids", np.int32)
-    for number, tokens in enumerate(expected.prefixes):
-        rows = np.flatnonzero(prefix == number)
-        begins = batch.bounds[rows]
-        other = np.zeros(batch.rows, np.bool_)
-        for place, token in enumerate(tokens):
-            other[rows] |= ids[begins + place] != token
-        yield other, "does not begin with its prefix"
+    rows = np.flatnonzero(prefix >= 0)
+    sizes = length[rows].astype(np.int64)
+    inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    begins = np.cumsum(known) - known
+    every = np.fromiter(chain.from_iterable(expected.prefixes), np.int32)
+    found = batch.flat("input_ids", np.int32)[np.repeat(batch.bounds[rows], sizes) + inside]
+    other = np.zeros(batch.rows, np.bool_)
+    np.logical_or.at(other, np.repeat(rows, sizes), found != every[np.repeat(begins[prefix[rows]], sizes) + inside])
+    yield other, "does not begin with its prefix"
 
 
 def _weights(batch: Batch, expected: Expected) -> Iterator[Wrong]:

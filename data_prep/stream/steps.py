@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
-import numpy.typing as npt
 
 from conf.whole_numbers import ceil_div
 from data_prep.stream.windows import Ints, PackedRow, Window
@@ -93,7 +92,8 @@ class GlobalStep:
     index: int
     """0 for the first step of the run."""
     rows: Sequence[PackedRow]
-    """Exactly ``global_size``; the last step of the data may end in empty rows."""
+    """``global_size`` of them, of which the last step of the data may leave some empty; fewer, and none empty, where
+    samples share prefixes."""
     filled: int
     """Rows that are not empty."""
     samples: int
@@ -113,14 +113,27 @@ class GlobalStep:
     """Epochs of every source after this step: its samples so far / its rows."""
 
 
-def assemble(index: int, parts: Sequence[Part], *, source_rows: Sequence[int], global_size: int) -> GlobalStep:
-    """The step of these rows, completed with empty rows. ``source_rows`` are the numbers of rows of the sources."""
+def assemble(
+    index: int,
+    parts: Sequence[Part],
+    *,
+    source_rows: Sequence[int],
+    global_size: int,
+    grouped: Callable[[Sequence[Part]], Window] | None = None,
+) -> GlobalStep:
+    """The step of these rows, completed with empty rows; or with its samples as ``grouped`` deals them to rows.
+
+    ``source_rows`` are the numbers of rows of the sources.
+    """
     size = len(source_rows)
+    window, last = parts[-1].window, parts[-1].last
+    used = np.array(window.place.before) + np.bincount(window.source[: window.ends[last]], minlength=size)
+    if grouped is not None:
+        window = grouped(parts)
+        parts, global_size = [Part(window, 0, window.rows)], window.rows
     source = np.concatenate([part.window.source[part.samples] for part in parts])
     weights = np.concatenate([part.window.tokens[part.samples] for part in parts])
     tokens, targets, spared, pairs = np.sum([part.totals for part in parts], axis=0).tolist()
-    window, last = parts[-1].window, parts[-1].last
-    used = np.array(window.place.before) + np.bincount(window.source[: window.ends[last]], minlength=size)
     # Float64 counts tokens exactly up to 2^53.
     source_tokens = np.bincount(source, weights, minlength=size).astype(np.int64)
     return GlobalStep(
@@ -156,16 +169,6 @@ def rank_rows(step: GlobalStep, rank: int, world: int, block: int = 0) -> tuple[
 def most_samples(step: GlobalStep, world: int, block: int = 0) -> int:
     """The largest number of samples that one of ``world`` ranks has (``rank_rows``)."""
     return int(_dealt_samples(step, world, block).sum(axis=0).max())
-
-
-def in_row_order(uids: npt.NDArray[np.uint64], step: GlobalStep, world: int, block: int = 0) -> npt.NDArray[np.uint64]:
-    """The ids of the samples of ``step`` in the order of its rows, from those of all ranks one after another."""
-    dealt = _dealt_samples(step, world, block)
-    turns = len(dealt)
-    if turns == 1:
-        return uids
-    pieces = np.split(uids, np.cumsum(dealt.T)[:-1])
-    return np.concatenate([pieces[rank * turns + turn] for turn in range(turns) for rank in range(world)])
 
 
 def _dealing(rows: int, world: int, block: int) -> tuple[int, int]:

@@ -8,22 +8,24 @@ number of target tokens of a step without communication. The state is a position
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 from conf.errors import ConfigError
 from conf.schema import DataConfig
 from conf.whole_numbers import ceil_div
 from data_prep.stream.carry_over import carry_over
+from data_prep.stream.forest import Forest, RowsWithPrefixes
+from data_prep.stream.grouping import regrouped
 from data_prep.stream.mixture import Size, check_names, fractions, leaves_of
 from data_prep.stream.order import check_lengths, describe, fingerprint, order_changes, summary, window_size
 from data_prep.stream.phases import Amounts, Phase, Schedule, total_draws
 from data_prep.stream.steps import EMPTY, GlobalStep, Part, assemble, rank_rows
-from data_prep.stream.windows import PackedRow, Place, Planner, Rows, RowsWithPrefixes, Window
+from data_prep.stream.windows import PackedRow, Place, Planner, Rows, Window
 
 __all__ = ["EMPTY", "GlobalStep", "PackedRow", "Stream", "rank_rows"]
 
@@ -65,8 +67,15 @@ class Stream:
         self._data, self._global_size, self._max_steps = data, global_size, max_steps
         self._rows = [split.rows for split in splits.values()]
         self.planner = Planner(splits, seed=seed, seq_len=data.seq_len, packing=data.pack)
-        if data.share_prefix:
-            self.planner.share_prefixes(cast(Mapping[str, RowsWithPrefixes], splits))
+        self.shares = data.share_prefix and data.pack == "exact"
+        """Whether the samples of a row compute what they have in common once."""
+        self._grouped: Callable[[Sequence[Part]], Window] | None = None
+        if self.shares:
+            with_prefixes = cast(Sequence[RowsWithPrefixes], list(splits.values()))
+            forest = Forest.of(with_prefixes)
+            if len(forest.sizes) > 1:
+                self.planner.tell_prefixes([split.shared for split in with_prefixes], forest)
+                self._grouped = partial(regrouped, forest=forest, capacity=data.seq_len)
         self._schedule = self._new_schedule()
         self.window_size = window_size(data, sum(self._rows), sum(self.planner.tokens))
         """Samples per window; a window may end early."""
@@ -265,7 +274,6 @@ class Stream:
             return self._draws - cursor.start - cursor.offset
         counts = self._schedule.counts
         tokens = self.planner.tokens_between(counts(cursor.start), counts(self._draws))
-        tokens -= (self._draws - cursor.start) * int(self.planner.prefix_sizes.max())  # at most that much is shared
         return ceil_div(tokens, self._data.seq_len) - cursor.offset
 
     def _row_count(self, place: Place) -> int:
@@ -295,5 +303,6 @@ class Stream:
                 window = None
         if not parts:
             return None, cursor, window
-        step = assemble(cursor.step, parts, source_rows=self._rows, global_size=self._global_size)
+        number, size = cursor.step, self._global_size
+        step = assemble(number, parts, source_rows=self._rows, global_size=size, grouped=self._grouped)
         return step, replace(cursor, step=step.index + 1), window

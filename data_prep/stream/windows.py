@@ -1,7 +1,7 @@
 """A window: consecutive draws of the mixture, shuffled and packed together. A pure function of its place in the run.
 
-draws of the run  ->  (source, number of draw)  ->  row of the source  ->  shuffled  ->  packed rows
-               quota                      permutation                permutation    exact finish
+draws of the run  ->  (source, number of draw)  ->  row of the source  ->  shuffled  ->  packed  ->  rows shuffled
+               quota                      permutation                permutation  exact finish  permutation
 
 An example: source a has 3 rows of 5, 6, 7 tokens and weight 2, source b has 2 rows of 4, 8 tokens and weight 1. A
 window is 3 draws, a row holds 12 tokens, the seed is 0. After 0, 3 and 6 draws of the run the quota gives the counters
@@ -14,7 +14,8 @@ window is 3 draws, a row holds 12 tokens, the seed is 0. After 0, 3 and 6 draws 
                         has its own order, by which these elements are rows 2 and 0
     tokens   7 5 8      length of that row of that source
     shuffle  1 0 2      so the samples come as a0 (5), a2 (7), b1 (8)
-    packed   a0 a2 | b1 5 + 7 fill the first row of 12; ``ends`` = 0 2 3
+    packed   a0 a2 | b1 5 + 7 fill the first row of 12
+    rows     b1 | a0 a2 shuffled too; ``ends`` = 0 1 3
 
 ``tests/data_prep/stream/test_worked_example.py`` holds these numbers.
 """
@@ -30,7 +31,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.stream.packing import Shared, pack
+from data_prep.stream.forest import Forest
+from data_prep.stream.packing import pack
 from data_prep.stream.permutation import key_of, keys_of, permute
 from data_prep.stream.phases import Counts
 
@@ -52,15 +54,6 @@ class Rows(Protocol):
     def targets(self) -> NDArray[np.integer[Any]]: ...
 
 
-class RowsWithPrefixes(Rows, Protocol):
-    """The part that it also needs where rows share prefixes."""
-
-    @property
-    def shared(self) -> NDArray[np.integer[Any]]: ...
-    @property
-    def prefixes(self) -> tuple[tuple[int, ...], ...]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class PackedRow:
     """Samples that share one row of ``data.seq_len`` tokens, in order. A row without samples only completes a batch."""
@@ -69,8 +62,9 @@ class PackedRow:
     """(source index, row index in that source)."""
     tokens: int = field(default=0, compare=False)
     """Tokens of all samples together; 0 if the code that made the row did not count them."""
-    share_prefix: bool = field(default=False, compare=False)
-    """Samples that begin with the same prefix of their source compute it once, in the first of these samples."""
+    shared: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+    """Of every sample (an earlier sample of the row, tokens with which both begin and that it leaves to that one to
+    compute); empty if each computes all of its own."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +89,14 @@ class Window:
     row: Ints
     tokens: Ints
     targets: Ints
+    prefix: Ints
+    """The number of the longest prefix that a sample begins with, and others may too; 0: none."""
     spared: Ints
     """Tokens at the start of a sample that it does not compute, because an earlier sample of its row does."""
-    share_prefix: bool
     weights: Floats | None = None
     """The sum of the weights of a sample's targets; None: every target of every source counts 1."""
+    forest: Forest | None = None
+    """Of the prefixes, where samples of a row share them."""
 
     @property
     def rows(self) -> int:
@@ -115,9 +112,15 @@ class Window:
         sizes = np.diff(self.totals[0, first : last + 1]).tolist()
         pairs = list(zip(self.source[samples].tolist(), self.row[samples].tolist(), strict=True))
         return [
-            PackedRow(tuple(pairs[start - begin : end - begin]), tokens, self.share_prefix)
+            PackedRow(tuple(pairs[start - begin : end - begin]), tokens, self._shared(start, end))
             for (start, end), tokens in zip(pairwise(ends), sizes, strict=True)
         ]
+
+    def _shared(self, start: int, end: int) -> tuple[tuple[int, int], ...]:
+        """``PackedRow.shared`` of these samples."""
+        if self.forest is None or not self.spared[start:end].any():
+            return ()
+        return tuple(self.forest.shared_in(self.prefix[start:end].tolist()))
 
     @cached_property
     def totals(self) -> Ints:
@@ -153,38 +156,32 @@ class Planner:
         self.tokens = [int(lengths.sum(dtype=np.int64)) for lengths in self._lengths]
         # By name, so that a source keeps its order when others are added before it.
         self._keys = np.array([key_of(seed, "row", name) for name in splits], np.uint64)
-        self._window_key = key_of(seed, "window")
+        self._window_key, self._row_key = key_of(seed, "window"), key_of(seed, "rows")
         self._seq_len = seq_len
         self._packing = packing
         self._shared: list[NDArray[np.integer[Any]]] = []
-        self.shares = False
-        """Whether the samples of a row compute a common prefix once."""
-        self.prefix_sizes = np.zeros(1, np.int64)
-        """Tokens of each prefix of all sources, by number; number 0 is no prefix."""
+        self._numbers: list[NDArray[np.int64]] = []
 
-    def share_prefixes(self, splits: Mapping[str, RowsWithPrefixes]) -> None:
-        """Samples of a row that begin with the same prefix compute it once in every window planned from now on."""
-        self.shares = True
-        self._shared = [split.shared for split in splits.values()]
-        sizes = [[len(ids) for ids in split.prefixes] for split in splits.values()]
-        self._first_prefix = np.cumsum([0, *map(len, sizes[:-1])])
-        self.prefix_sizes = np.array([0, *chain.from_iterable(sizes)], np.int64)
+    def tell_prefixes(self, shared: Sequence[NDArray[np.integer[Any]]], forest: Forest) -> None:
+        """Windows that are planned from now on say which prefix of ``forest`` each sample begins with.
+
+        ``shared``: of every source, the number of each row's prefix in its split.
+        """
+        self._shared, self._numbers = list(shared), forest.of_source
 
     def plan(self, place: Place) -> Window:
         """The packed rows of one window. About 0.8 us per sample; safe to call from another thread."""
         source, row = self._draws(place)
         shuffled = self._shuffle(place)
         tokens, targets = (self._gather(columns, source, row) for columns in (self._lengths, self._targets))
-        prefix = self._prefixes(source, row)
-        packed = self._pack(tokens[shuffled], prefix[shuffled])
+        packed = self._pack(tokens[shuffled])
+        packed = [packed[each] for each in self._row_order(place, len(packed))]
         order = shuffled[np.fromiter(chain.from_iterable(packed), np.int64, len(source))]
         ends = np.zeros(len(packed) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, packed), np.int64, len(packed)), out=ends[1:])
-        spared = self._spared(prefix[order], ends)
+        prefix, nothing = self._prefixes(source, row)[order], np.zeros(len(source), np.int64)
         weights = None if self._weights is None else self._gather(self._weights, source, row, np.float64)[order]
-        return Window(
-            place, ends, source[order], row[order], tokens[order], targets[order], spared, self.shares, weights
-        )
+        return Window(place, ends, source[order], row[order], tokens[order], targets[order], prefix, nothing, weights)
 
     def count_rows(self, place: Place) -> int:
         """How many packed rows a window has; reads lengths only."""
@@ -193,7 +190,7 @@ class Planner:
         source, row = self._draws(place)
         shuffled = self._shuffle(place)
         tokens = self._gather(self._lengths, source, row)
-        return len(self._pack(tokens[shuffled], self._prefixes(source, row)[shuffled]))
+        return len(self._pack(tokens[shuffled]))
 
     def tokens_between(self, before: Counts, after: Counts) -> int:
         """Tokens of the draws that lie between two states of the counters."""
@@ -216,6 +213,12 @@ class Planner:
         size = place.stop - place.start
         return permute(np.arange(size), size, keys_of(self._window_key, place.index))
 
+    def _row_order(self, place: Place, rows: int) -> list[int]:
+        """The packed rows in an order of chance: the first that are packed get the short samples, so that in the order
+        of packing the steps at the end of every window would have the long ones."""
+        order: list[int] = permute(np.arange(rows), rows, keys_of(self._row_key, place.index)).tolist()
+        return order
+
     def _rows_of(self, source: Ints, draw: Ints) -> Ints:
         size = self._rows[source]
         number, element = np.divmod(draw.astype(np.uint64), size)
@@ -231,27 +234,15 @@ class Planner:
         return values
 
     def _prefixes(self, source: Ints, row: Ints) -> Ints:
-        """Number of each sample's prefix; 0: none."""
-        if not self.shares:
+        """Number of each sample's prefix; 0: none, or none was told."""
+        if not self._shared:
             return np.zeros(len(source), np.int64)
-        own = self._gather(self._shared, source, row)
-        return np.where(own > 0, own + self._first_prefix[source], 0)
+        return self._gather(self._numbers, source, self._gather(self._shared, source, row))
 
-    def _spared(self, prefix: Ints, ends: Ints) -> Ints:
-        """Tokens each sample leaves to an earlier one of its row; samples and rows as they are served."""
-        place = np.repeat(np.arange(len(ends) - 1), np.diff(ends)) * len(self.prefix_sizes) + prefix
-        _, first = np.unique(place, return_index=True)
-        spared = self.prefix_sizes[prefix]
-        spared[first] = 0
-        return spared
-
-    def _pack(self, lengths: Ints, prefix: Ints) -> list[Any]:
+    def _pack(self, lengths: Ints) -> list[Any]:
         if self._packing == "none":
             return [(sample,) for sample in range(len(lengths))]
-        if not self.shares:
-            return pack(lengths.tolist(), self._seq_len)
-        rest = lengths - self.prefix_sizes[prefix]
-        return pack(rest.tolist(), self._seq_len, Shared(prefix.tolist(), self.prefix_sizes.tolist()))
+        return pack(lengths.tolist(), self._seq_len)
 
     def _source_tokens(self, source: int, first: int, last: int) -> int:
         size = int(self._rows[source])

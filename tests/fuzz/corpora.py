@@ -45,7 +45,7 @@ def read(folder: Path) -> None:
             assert index < 0 or len(split.prefixes[index]) == tokens
             split.weights(row)
     stream = Stream(splits, cfg.data, seed=0, global_size=4, max_steps=3)
-    if not stream.planner.shares:
+    if not stream.shares:
         list(RankSteps(stream, splits))
     stream.total_steps()
 

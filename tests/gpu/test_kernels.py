@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from conf.schema import SftObjective
-from data_prep.stream.stream import PackedRow
 from tests.tiny import PACKING_FAMILIES, tiny_model
-from tests.train.rows import EOS, FakeSplit
+from tests.train.rows import EOS, FakeSplit, sharing
 from train.attention import choose, packed
 from train.attention.gather import gather, uses_of
 from train.attention.varlen_cpu import varlen_attention_cpu
@@ -137,8 +136,8 @@ def test_packed_rows_with_shared_prefixes_give_the_gradients_of_the_cpu(kernels:
 
 def gradients(model: Any, rows: list[list[int]], device: torch.device) -> list[torch.Tensor]:
     model.zero_grad()
-    packed_rows = [PackedRow(tuple((0, index) for index in row), share_prefix=True) for row in rows]
-    batch = collate(packed_rows, [data()], layout="flat", pad_id=0).to(device)
+    split = data()
+    batch = collate([sharing(split, row) for row in rows], [split], layout="flat", pad_id=0).to(device)
     token_nll_sum(model, batch, targets_only=True).backward()  # type: ignore[no-untyped-call]
     return [parameter.grad.detach().float().cpu() for parameter in model.parameters()]
 

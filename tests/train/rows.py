@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from data_prep.stream.forest import Forest
+from data_prep.stream.windows import PackedRow
 from tests.tiny import tiny_model
 from train.attention import Attention, choose
 from train.evaluate.answers import Answer, Asked, answer_rows
@@ -75,6 +77,13 @@ class FakeSplit:
 
     def uid(self, row: int) -> int:
         return 2**63 + row
+
+
+def sharing(split: FakeSplit, rows: Sequence[int]) -> PackedRow:
+    """These rows in one, which compute what they begin with once."""
+    forest = Forest.of([split])
+    shared = forest.shared_in(forest.of_source[0][split.shared[rows]].tolist())
+    return PackedRow(tuple((0, row) for row in rows), shared=tuple(shared))
 
 
 def fake_split(rows: int = 11, seed: int = 0, name: str = "a", prefixes: tuple[tuple[int, ...], ...] = ()) -> Any:

@@ -5,13 +5,13 @@ K gathered keys.
 Labels are aligned with the inputs (``labels[i]`` is the token at i); -100 marks tokens that are not targets and the
 first token of every sample, so that nothing is ever predicted across a boundary. ``next_labels`` are shifted.
 
-A row whose samples share a prefix holds it once, as a segment of its own before the first of them:
+What several samples of a row begin with is computed in the first of them; a segment is what a sample computes:
 
-    row         [prefix][rest of a][rest of b][c]      queries: cu_seq_lens_q over the row
-    keys        [prefix][prefix, rest of a][prefix, rest of b][c]      key_index gathers them, cu_seq_lens_k bounds them
+    row         [a][rest of b][rest of c][d]           queries: cu_seq_lens_q over the row
+    keys        [a][of a, rest of b][of a, of b, rest of c][d]      key_index gathers them, cu_seq_lens_k bounds them
 
 Positions count as if every sample were whole. So each token gets the same result as in its sample alone; only attention
-reads the prefix more than once.
+reads the beginnings more than once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Batch:
     attention_mask: torch.Tensor | None
     """int64 [B, L], padded layout only: 1 at tokens, 0 at padding."""
     segments: torch.Tensor | None
-    """int32 [S + 1], flat layout only: the index where each sample, prefix or rest of a sample begins, and T."""
+    """int32 [S + 1], flat layout only: the index where each sample, or its rest, begins, and T."""
     longest: int
     """Tokens of the longest segment."""
     uids: tuple[int, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -31,10 +32,10 @@ class _Sample:
     labels: np.ndarray[Any, Any]
     weights: np.ndarray[Any, Any] | None
     uid: int
-    prefix: tuple[int, int, int]
-    """(row of the micro-batch, source, prefix of the source): samples with equal values compute the prefix once."""
-    prefix_len: int
-    """0: the sample shares nothing."""
+    earlier: int
+    """The sample of the micro-batch that computes its first tokens."""
+    spared: int
+    """Tokens that it leaves to ``earlier``; 0: none."""
 
     @property
     def weight(self) -> float:
@@ -58,9 +59,9 @@ def collate(
 ) -> Batch:
     """Read the samples of ``rows`` and lay them out on the host. Empty rows become one pad token without a label."""
     samples = [
-        _sample(splits, source, row, number, packed.share_prefix)
-        for number, packed in enumerate(rows)
-        for source, row in packed.samples
+        _sample(splits[source], row, begun + earlier, tokens)
+        for packed, begun in zip(rows, _begun(rows), strict=True)
+        for (source, row), (earlier, tokens) in zip(packed.samples, packed.shared or repeat((0, 0)), strict=False)
     ]
     fed = _Fed(
         uids=tuple(sample.uid for sample in samples),
@@ -70,58 +71,67 @@ def collate(
     )
     if not samples:
         nothing = np.array([pad_id], dtype=np.int64)
-        samples = [_Sample(nothing, np.full_like(nothing, IGNORE), None, 0, (0, 0, 0), 0)]
+        samples = [_Sample(nothing, np.full_like(nothing, IGNORE), None, 0, 0, 0)]
     build = _flat if layout == "flat" else _padded
     return build(samples, pad_id=pad_id, fed=fed)
 
 
-def _sample(splits: Sequence[Split], source: int, row: int, packed_row: int, share: bool) -> _Sample:
-    split = splits[source]
+def _begun(rows: Sequence[PackedRow]) -> list[int]:
+    """The number of the first sample of each row among those of all rows."""
+    sizes = [len(row.samples) for row in rows]
+    return [sum(sizes[:number]) for number in range(len(sizes))]
+
+
+def _sample(split: Split, row: int, earlier: int, spared: int) -> _Sample:
     ids, mask = split.tokens(row)
-    index, shared = split.prefix(row) if share else (-1, 0)
     labels, weights = labels_of(ids, mask), split.weights(row)
     return _Sample(
         ids=np.asarray(ids, dtype=np.int64),
         labels=labels,
         weights=None if weights is None else np.where(labels == IGNORE, np.float32(0.0), weights),
         uid=split.uid(row),
-        prefix=(packed_row, source, index),
-        prefix_len=shared,
+        earlier=earlier,
+        spared=spared,
     )
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """A segment of a flat row: the tokens ``start`` to ``stop`` of a sample."""
+    """What a sample computes in a flat row: its tokens from ``start`` on. It sees those before in other segments."""
 
     sample: _Sample
     start: int
     """Also the segment's first position, because ``start`` tokens of its sample precede it."""
-    stop: int
-    seen: int
-    """Index in the row where the tokens before ``start`` begin."""
+    seen: tuple[range, ...]
+    """Where all tokens of its sample are in the row, in their order; the last of them are its own."""
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return len(self.sample.ids) - self.start
 
     def cut(self, of_sample: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return of_sample[self.start : self.stop]
+        return of_sample[self.start :]
 
 
 def _segments(samples: Sequence[_Sample]) -> list[_Segment]:
-    """The samples in order. A shared prefix comes before the first sample that has it; the others omit it."""
+    """The samples in order, each without what an earlier one computes."""
     segments: list[_Segment] = []
-    places: dict[tuple[int, int, int], int] = {}
     at = 0
     for sample in samples:
-        shared, whole = sample.prefix_len, len(sample.ids)
-        if shared and sample.prefix not in places:
-            places[sample.prefix] = at
-            segments.append(_Segment(sample, 0, shared, at))
-            at += shared
-        segments.append(_Segment(sample, shared, whole, places.get(sample.prefix, at)))
-        at += whole - shared
+        end = at + len(sample.ids) - sample.spared
+        before = _first(segments[sample.earlier].seen, sample.spared) if sample.spared else ()
+        segments.append(_Segment(sample, sample.spared, (*before, range(at, end))))
+        at = end
     return segments
+
+
+def _first(seen: Sequence[range], tokens: int) -> tuple[range, ...]:
+    """The first ``tokens`` of ``seen``."""
+    cut = list[range]()
+    for each in seen:
+        if tokens > 0:
+            cut.append(each[:tokens])
+        tokens -= len(each)
+    return tuple(cut)
 
 
 def _flat(samples: Sequence[_Sample], *, pad_id: int, fed: _Fed) -> Batch:
@@ -142,7 +152,7 @@ def _flat(samples: Sequence[_Sample], *, pad_id: int, fed: _Fed) -> Batch:
     return Batch(
         input_ids=tensor(np.concatenate([each.cut(each.sample.ids) for each in segments]))[None],
         labels=tensor(labels)[None],
-        position_ids=tensor(np.concatenate([np.arange(each.start, each.stop) for each in segments]))[None],
+        position_ids=tensor(np.concatenate([np.arange(each.start, len(each.sample.ids)) for each in segments]))[None],
         attention_mask=None,
         segments=torch.from_numpy(bounds),
         longest=max(len(each) for each in segments),
@@ -154,12 +164,9 @@ def _flat(samples: Sequence[_Sample], *, pad_id: int, fed: _Fed) -> Batch:
 
 
 def _keys(segments: Sequence[_Segment], bounds: np.ndarray[Any, Any]) -> Keys:
-    """The keys of each segment: first those of the shared prefix, then the segment's own."""
-    pieces: list[np.ndarray[Any, Any]] = []
-    for each, start, end in zip(segments, bounds.tolist(), bounds[1:].tolist(), strict=False):
-        pieces += [np.arange(each.seen, each.seen + each.start), np.arange(start, end)]
-    lengths = [each.stop for each in segments]
-    index = np.concatenate(pieces)
+    """The keys of each segment: first those that it shares, then the segment's own."""
+    lengths = [len(each.sample.ids) for each in segments]
+    index = np.concatenate([np.arange(piece.start, piece.stop) for each in segments for piece in each.seen])
     bounds_k = torch.from_numpy(_bounds(lengths))
     return Keys(torch.from_numpy(index), bounds_k, max(lengths), uses_of(index, int(bounds[-1])))
 

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
+from conf.whole_numbers import ceil_div
 from data_prep.corpus.shards import Split
-from data_prep.stream.steps import in_row_order, most_samples
+from data_prep.stream.steps import most_samples
 from data_prep.stream.stream import GlobalStep, PackedRow, rank_rows
 from train.batches.batch import Batch
 from train.batches.collate import collate
@@ -28,8 +26,6 @@ class Feed:
     ranks: Ranks
     micro_size: int = 1
     """Rows per micro-batch."""
-    micro_batches: int = 1
-    """Micro-batches per step."""
     dealt: Literal["blocks", "turns"] = "blocks"
     """blocks: a rank gets the rows of its micro-batches as one block. turns: micro-batches go to the ranks in turn, so
     that they are the same for any number of ranks, and the first ones of all ranks are the first ones of the step."""
@@ -49,13 +45,13 @@ class Feed:
     def batches(self, step: GlobalStep) -> Iterator[Batch]:
         """This rank's micro-batches of ``step``. Every rank has the same number; the last may have no rows."""
         rows = rank_rows(step, self.ranks.reader, self.ranks.readers, self._block)
-        for first in range(0, self.micro_batches * self.micro_size, self.micro_size):
+        for first in range(0, self.micro_batches(step) * self.micro_size, self.micro_size):
             yield self.batch(rows[first : first + self.micro_size])
+
+    def micro_batches(self, step: GlobalStep) -> int:
+        """Of each rank in this step: fewer where samples share prefixes."""
+        return ceil_div(len(step.rows), self.ranks.readers * self.micro_size)
 
     def most_samples(self, step: GlobalStep) -> int:
         """The largest number of samples of ``step`` that one rank has."""
         return most_samples(step, self.ranks.readers, self._block)
-
-    def in_row_order(self, uids: npt.NDArray[np.uint64], step: GlobalStep) -> npt.NDArray[np.uint64]:
-        """``uids`` of all ranks, one rank after another, in the order of the rows of ``step``; none stay none."""
-        return in_row_order(uids, step, self.ranks.readers, self._block) if len(uids) else uids

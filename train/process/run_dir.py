@@ -71,7 +71,7 @@ def append(path: Path, record: dict[str, Any]) -> None:
 
 
 def batch_digest(uids: Iterable[int]) -> str:
-    """blake2b (16 bytes, hex) over the samples' 64-bit ids, little-endian, in row order."""
+    """blake2b (16 bytes, hex) over the samples' 64-bit ids, little-endian and ascending, whatever their order."""
     numbers = uids if isinstance(uids, np.ndarray) else np.fromiter(uids, dtype=np.uint64)
-    content = numbers.astype("<u8").tobytes()
+    content = np.sort(numbers).astype("<u8").tobytes()
     return hashlib.blake2b(content, digest_size=16).hexdigest()

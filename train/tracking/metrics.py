@@ -71,6 +71,7 @@ def step_metrics(
         "perf/samples_per_second": plan.samples / seconds,
         "perf/data_wait_fraction": report.data_seconds / seconds,
         "data/padding_fraction": 1.0 - plan.positions / max(1, plan.filled * seq_len),
+        "data/shared_fraction": 1.0 - plan.positions / max(1, plan.tokens),
         "data/supervised_fraction": plan.targets / max(1, plan.tokens),
     }
     if work.peak:

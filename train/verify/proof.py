@@ -32,7 +32,7 @@ from train.loop import accumulate
 from train.model.build import TokenIds, build
 from train.model.compiled import eager
 from train.objectives import Objective
-from train.plan import accumulation_steps, number
+from train.plan import number
 from train.process.causes import causes_named
 from train.ranks.group import Ranks, end_process
 from train.tuning import trainable
@@ -141,11 +141,11 @@ def _case(proof: Proof, case: Case, ranks: Ranks, *, watched: bool) -> tuple[Gra
     cfg = replace(proof.cfg, batch=batch_size, data=replace(proof.cfg.data, pack=case.pack), compute=compute)
     ranks = in_teams(ranks, case.slices)
     built, engine = model_and_engine(cfg, ranks, proof.ids)
-    count, objective = accumulation_steps(cfg.batch, ranks.readers), objective_for(cfg, ranks, proof.ids)
+    objective = objective_for(cfg, ranks, proof.ids)
     objective, record = _watched(built.model, objective) if watched else (objective, Record())
-    feed = Feed(splits, built.attention.layout, proof.ids.pad_id, ranks, case.micro_size, count)
+    feed = Feed(splits, built.attention.layout, proof.ids.pad_id, ranks, case.micro_size)
     denominator = objective.denominator(step)
-    done = accumulate(engine, objective, feed.batches(step), count=count, denominator=denominator)
+    done = accumulate(engine, objective, feed.batches(step), count=feed.micro_batches(step), denominator=denominator)
     record.divided_by = engine.divided_by
     return engine.gradients(), int(ranks.sum([float(done.targets)])[0]), record
 

@@ -9,7 +9,6 @@ Shape suffixes: T tokens of a micro-batch, N tokens of a sample, W width of a mo
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -140,14 +139,4 @@ def places_of(batch: Batch) -> dict[int, torch.Tensor]:
     else:
         index, bounds = batch.keys.index.cpu(), batch.keys.segments.tolist()
     pieces = [index[start:end] for start, end in itertools.pairwise(bounds)]
-    # A prefix and its samples begin at the same place, the prefix first.
-    counts = Counter(int(piece[0]) for piece in pieces)
-    prefixes: set[int] = set()
-    whole = []
-    for piece in pieces:
-        start = int(piece[0])
-        if counts[start] > 1 and start not in prefixes:
-            prefixes.add(start)
-        else:
-            whole.append(piece)
-    return dict(zip(batch.uids, whole, strict=False))
+    return dict(zip(batch.uids, pieces, strict=False))

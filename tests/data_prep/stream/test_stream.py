@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from conf.errors import BadData, ConfigError
 from conf.schema import DataConfig, SourceConfig, StopConfig
 from data_prep.stream.order import window_size
-from data_prep.stream.steps import in_row_order, most_samples
+from data_prep.stream.steps import most_samples
 from data_prep.stream.stream import EMPTY, Stream, rank_rows
 from tests.data_prep.streams import (
     FakeSplit,
@@ -122,8 +122,6 @@ def test_blocks_dealt_in_turn_are_the_same_for_any_number_of_ranks(global_size: 
     assert all(row == EMPTY for rows in dealt[blocks:] for row in rows)
     ids = [[(source * 1000 + row) for packed in share for source, row in packed.samples] for share in shares]
     assert most_samples(step, world, block) == max(map(len, ids))
-    in_order = in_row_order(np.array([uid for share in ids for uid in share], dtype=np.uint64), step, world, block)
-    assert in_order.tolist() == [source * 1000 + row for packed in step.rows for source, row in packed.samples]
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 10))
@@ -239,7 +237,7 @@ def test_golden_order() -> None:
     """Raise plan.ALGORITHM whenever this must change: runs that were begun before cannot go on exactly."""
     first = next(stream(data_config(MIXTURE), global_size=2))
     assert [list(row.samples) for row in first.rows] == [
-        [(1, 22), (1, 18), (1, 38), (1, 33), (0, 12)],
+        [(1, 6), (0, 62), (2, 0), (0, 26)],
         [(0, 9), (0, 1), (1, 17), (1, 36)],
     ]
 

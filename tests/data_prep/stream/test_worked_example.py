@@ -22,9 +22,9 @@ def test_three_draws_of_two_sources() -> None:
     assert [schedule.counts(draws) for draws in (0, 3, 6)] == [[0, 0], [2, 1], [4, 2]]
     planner = Planner(SPLITS, seed=0, seq_len=12, packing="exact")
     window = planner.plan(Place(1, 3, 6, before=(2, 1), after=(4, 2)))
-    assert [row.samples for row in window.packed(0, 2)] == [((0, 0), (0, 2)), ((1, 1),)]
-    assert window.tokens.tolist() == [5, 7, 8]
-    assert window.ends.tolist() == [0, 2, 3]
+    assert [row.samples for row in window.packed(0, 2)] == [((1, 1),), ((0, 0), (0, 2))]
+    assert window.tokens.tolist() == [8, 5, 7]
+    assert window.ends.tolist() == [0, 1, 3]
 
 
 def test_a_source_that_retires_begins_a_phase() -> None:

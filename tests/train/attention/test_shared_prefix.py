@@ -12,20 +12,21 @@ from torch import nn
 
 from data_prep.stream.stream import PackedRow
 from tests.tiny import PACKING_FAMILIES
-from tests.train.rows import EOS, PAD, FakeSplit, packed_model
+from tests.train.rows import EOS, PAD, FakeSplit, packed_model, sharing
 from train.batches.batch import IGNORE, Batch, forward_kwargs
 from train.batches.collate import collate
 from train.objectives.sft import token_nll_sum
 
-PREFIXES = ((5, 6, 7, 8, 9, 10), (5, 6, 11))
+PREFIXES = ((5, 6, 7, 8, 9, 10), (5, 6, 7, 8), (5, 6, 11), (5, 6))
+"""Longest first among those with a common beginning; two of them begin with (5, 6), and one of these with four more."""
 
 
 def split() -> Any:
-    """Twelve samples: some begin with the longer prefix, some with the shorter, some with neither."""
+    """Twelve samples: one after another begins with each of the prefixes, and with none."""
     generator = np.random.default_rng(3)
     samples = []
     for row in range(12):
-        head = [PREFIXES[0], PREFIXES[1], ()][row % 3]
+        head = [PREFIXES[0], PREFIXES[2], (), PREFIXES[1], PREFIXES[0]][row % 5]
         ids = np.array([*head, *generator.integers(0, EOS, 4 + row % 5), EOS], np.int32)
         answer = 2 + row % 3
         samples.append((ids, np.array([0] * (len(ids) - answer) + [1] * answer, np.uint8)))
@@ -33,7 +34,7 @@ def split() -> Any:
 
 
 def batches(rows: list[list[int]], data: Any, *, share: bool) -> Batch:
-    packed = [PackedRow(tuple((0, index) for index in row), share_prefix=share) for row in rows]
+    packed = [sharing(data, row) if share else PackedRow(tuple((0, index) for index in row)) for row in rows]
     return collate(packed, [data], layout="flat", pad_id=PAD)
 
 
@@ -71,7 +72,8 @@ def test_a_prefix_stands_once_in_its_row() -> None:
     assert apart.keys is None
     assert batch.uids == apart.uids
     assert (batch.tokens, batch.targets) == (apart.tokens, apart.targets)
-    saved = len(PREFIXES[0]) + len(PREFIXES[1]) + len(PREFIXES[0])  # 3 after 0, 4 after 1, 9 after 6 in its own row
+    # Of row 0: 3 has (5, 6, 7, 8) from 0, 1 has (5, 6), 4 all six. Of row 6: 9 has (5, 6).
+    saved = 4 + 2 + 6 + 2
     assert batch.input_ids.shape[1] == apart.input_ids.shape[1] - saved
     assert int((batch.labels != IGNORE).sum()) == batch.targets
     assert len(batch.keys.index) == int(batch.keys.segments[-1])

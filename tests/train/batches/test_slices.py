@@ -21,7 +21,7 @@ from data_prep.stream.stream import PackedRow
 from tests.distributed import run_distributed
 from tests.tiny import PACKING_FAMILIES, tiny_config
 from tests.train.attention.test_shared_prefix import exact_nll, in_float64
-from tests.train.rows import CPU, PAD, fake_split, packed_model
+from tests.train.rows import CPU, PAD, fake_split, packed_model, sharing
 from train.attention import Asked, choose
 from train.attention.exchange import Exchange, over
 from train.attention.gather import uses_of
@@ -41,7 +41,7 @@ PREFIXES = ((5, 6, 7, 8, 9, 10), (5, 6, 11))
 
 def whole_row(rows: int, seed: int, shared: bool, layout: Any = "flat") -> Batch:
     split = fake_split(rows, seed, prefixes=PREFIXES if shared else ())
-    packed = PackedRow(tuple((0, row) for row in range(rows)), share_prefix=shared)
+    packed = sharing(split, range(rows)) if shared else PackedRow(tuple((0, row) for row in range(rows)))
     return collate([packed] if rows else [], [split], layout=layout, pad_id=PAD)
 
 
@@ -105,7 +105,7 @@ class Travelled(TorchDispatchMode):
 def test_only_the_slice_travels(shared: bool) -> None:
     """Of ids, labels, positions and targets; bounds, and the keys of rows that share prefixes, are the whole row's."""
     split = fake_split(40, 0, prefixes=PREFIXES if shared else ())
-    packed = PackedRow(tuple((0, row) for row in range(40)), share_prefix=shared)
+    packed = sharing(split, range(40)) if shared else PackedRow(tuple((0, row) for row in range(40)))
     whole = collate([packed], [split], layout="flat", pad_id=PAD)
     count = 4
     team: Any = SimpleNamespace()  # nothing is exchanged here
