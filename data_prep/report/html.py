@@ -72,7 +72,7 @@ def _parts(report: dict[str, Any], corpus: Corpus) -> Iterator[str]:
     if packing := report["packing"]:
         rows = f"the {packing['rows']:,} rows that training draws first"
         yield f"<p>Packing at {report['seq_len']:,} tokens: {packing['efficiency']:.3%} of {rows} is text; "
-        yield f"{packing['shared']:.1%} of the tokens are prefixes that samples of a row share.</p>"
+        yield f"{packing['shared']:.1%} of the tokens are shared beginnings, which a row computes once.</p>"
     yield f"<p>{DUPLICATES} Every row in quarantine stands in quarantine.jsonl with the reason.</p>"
     if files := report["evaluation_files"]:
         names = ", ".join(for_html(each["path"]) for each in files)

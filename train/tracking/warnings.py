@@ -21,7 +21,7 @@ class Facts:
     goes_on: bool
     """The data would give steps beyond ``schedule.max_steps``."""
     pass_steps: int
-    """At most so many steps are a pass over the corpus: fewer if rows share prefixes."""
+    """About so many steps are a pass over the corpus."""
     held_out: Mapping[str, int]
     """Held-out rows of every source that is evaluated."""
     readers: int

@@ -64,9 +64,10 @@ def test_a_line_is_one_of_its_own_also_after_a_crash_in_the_last(tmp_path: Path,
     assert (tmp_path / "x").read_text().startswith(before)
 
 
-def test_the_ledger_digest_depends_on_order_and_content(tmp_path: Path) -> None:
+def test_the_ledger_digest_depends_on_the_samples_and_not_on_their_order(tmp_path: Path) -> None:
     assert batch_digest([1, 2**64 - 1]) == batch_digest([1, 2**64 - 1])
-    assert len({batch_digest(each) for each in ([1, 2], [2, 1], [1], [1, 2, 3], [])}) == 5
+    assert batch_digest([1, 2]) == batch_digest([2, 1])
+    assert len({batch_digest(each) for each in ([1, 2], [1, 1, 2], [1], [1, 2, 3], [])}) == 5
     append(tmp_path / "ledger.jsonl", {"step": 1})
     append(tmp_path / "ledger.jsonl", {"step": 2})
     assert [json.loads(line)["step"] for line in (tmp_path / "ledger.jsonl").read_text().splitlines()] == [1, 2]

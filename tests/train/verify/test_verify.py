@@ -224,7 +224,7 @@ def test_a_reduction_in_bf16_is_caught(proof: Proof) -> None:
 def test_long_rows_may_round_more(proof: Proof) -> None:
     """The bound grows with the root of the tokens that a gradient sums, and is nowhere near a mistake's size.
 
-    Here it is twice torch's own rounding, 1e-6 within a few per cent: its additions differ from machine to machine.
+    Here it is twice torch's own rounding, about 1e-6: its additions differ with the samples and the machine.
     """
     gradients = reference_gradients(proof)
     off = {name: value * (1 + 1.5e-6) for name, value in gradients.items()}
@@ -233,7 +233,7 @@ def test_long_rows_may_round_more(proof: Proof) -> None:
         longer = splits, dataclasses.replace(step, tokens=tokens)
         with mock.patch.object(Proof, "plan", lambda *_, longer=longer: longer):
             (found,), _ = compare(proof, cases("exact")[:1], [(off, step.targets)])
-        assert (found.allowed, found.holds) == (pytest.approx(allowed, rel=0.2), holds)
+        assert (found.allowed, found.holds) == (pytest.approx(allowed, rel=0.35), holds)
 
 
 def test_the_rounding_of_plain_torch_is_allowed_twice_and_no_more(proof: Proof) -> None:
