@@ -19,7 +19,6 @@ from train.batches.feed import Feed
 from train.engine import settings as engine_settings
 from train.model.build import TokenIds, build
 from train.model.weights import _write_random, random_config
-from train.plan import accumulation_steps
 from train.ranks.group import Ranks
 from train.tuning import trainable
 from train.verify.comparisons import ALLOWED, allowed_in_fp32, distance, worst
@@ -180,8 +179,8 @@ def summed_in_fp32(proof: MemoryProof, case: Case, ranks: Ranks) -> Gradients:
     batch = replace(proof.cfg.batch, global_size=len(step.rows), micro_size=case.micro_size)
     cfg = replace(proof.cfg, batch=batch, data=replace(proof.cfg.data, pack=case.pack), zero=ZeroConfig(stage=1))
     built = build(cfg, ranks, proof.ids)
-    objective, count = objective_for(cfg, ranks, proof.ids), accumulation_steps(cfg.batch, ranks.world)
-    feed = Feed(splits, built.attention.layout, proof.ids.pad_id, ranks, case.micro_size, count)
+    objective = objective_for(cfg, ranks, proof.ids)
+    feed = Feed(splits, built.attention.layout, proof.ids.pad_id, ranks, case.micro_size)
     parameters, denominator = trainable(built.model), objective.denominator(step)
     total = {name: torch.zeros(each.shape) for name, each in parameters.items()}
     for micro_batch in feed.batches(step):

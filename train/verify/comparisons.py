@@ -95,7 +95,7 @@ def cases(pack: str, ranks: int = 2, sequence_parallel: int = 1) -> list[Case]:
     if ranks > 1 and packed == "exact":
         chosen += [Case("2 ranks, one sample per row", 2, 4, "none", "ranks without packing")]
     if ranks > 1 and sequence_parallel > 1:
-        chosen += [Case("2 ranks, rows sliced over both", 2, 2, packed, "slices of a row that meet in attention", 2)]
+        chosen += [Case("2 ranks, rows sliced over both", 2, 1, packed, "slices of a row that meet in attention", 2)]
     return chosen
 
 

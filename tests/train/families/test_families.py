@@ -21,7 +21,6 @@ from train.batches.feed import Feed
 from train.loop import training_steps
 from train.model.build import TokenIds
 from train.objectives import objective_of
-from train.plan import accumulation_steps
 from train.ranks.group import Ranks
 
 SHIPPED = {
@@ -85,7 +84,7 @@ def _train(cfg: Any, ranks: Ranks) -> list[float]:
     reports = training_steps(
         engine,
         stream,
-        Feed([split], built.attention.layout, 1, ranks, 2, accumulation_steps(cfg.batch, ranks.world)),
+        Feed([split], built.attention.layout, 1, ranks, 2),
         objective_of(cfg, None),
         lr_at=lambda step: 1e-2,
     )

@@ -44,7 +44,7 @@ def run_of(ranks: Ranks, folder: str) -> Any:
         engine=engine,
         attention=built.attention,
         stream=Stream({"tiny": split}, cfg.data, seed=0, global_size=4),
-        feed=Feed([split], built.attention.layout, ids.pad_id, ranks, 1, 4 // ranks.world, dealt="turns"),
+        feed=Feed([split], built.attention.layout, ids.pad_id, ranks, 1, dealt="turns"),
         objective=objective_for(cfg, ranks, ids),  # type: ignore[arg-type]
         model_config=built.model.config.to_dict(),  # type: ignore[operator,union-attr]
         state=SimpleNamespace(step=0),

