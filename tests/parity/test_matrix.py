@@ -25,12 +25,12 @@ def sums_well(setting: Setting, found: Found) -> bool:
     """The gradient is the sum in fp32 of the micro-batches' gradients, in bf16 too, where rounding it costs 0.1%.
 
     Stage 3 averages, so there the loss is multiplied by the ranks: unless they are a power of two, the backward pass
-    rounds other numbers, as well as before but not the same.
+    rounds other numbers: of few numbers, as an adapter's are, up to a quarter worse by chance.
     """
     if setting.dtype == "fp32":
         return True
     same = setting.stage < 3 or setting.world & (setting.world - 1) == 0
-    return found.whole <= found.plain and (found.beside <= 1e-6 if same else found.whole <= 1.05 * found.summed)
+    return found.whole <= found.plain and (found.beside <= 1e-6 if same else found.whole <= 1.25 * found.summed)
 
 
 def summary(world: int, dtype: str, found: list[Found]) -> str:
