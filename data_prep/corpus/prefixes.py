@@ -50,7 +50,7 @@ class Prefixes:
 
     def of(self, ids: Tokens, mask: Tokens) -> tuple[int, int]:
         """(index, tokens) of the longest one that this sample begins with and may share; (-1, 0) if there is none."""
-        head = _in_order(ids[: shareable(mask)])
+        head = in_order(ids[: shareable(mask)])
         index = bisect_right(self._texts, head) - 1  # of all that the sample begins with, the longest comes last
         while index >= 0 and not head.startswith(self._texts[index]):
             index = self._parents[index]
@@ -58,14 +58,14 @@ class Prefixes:
 
     @cached_property
     def _texts(self) -> list[bytes]:
-        return [_in_order(each) for each in self.ids]
+        return [in_order(each) for each in self.ids]
 
     @cached_property
     def _parents(self) -> list[int]:
         return parents_of(self.ids)
 
 
-def _in_order(ids: Tokens) -> bytes:
+def in_order(ids: Tokens) -> bytes:
     """Bytes whose order is that of the ids."""
     return np.asarray(ids).astype(">u4").tobytes()
 
@@ -99,7 +99,7 @@ def _blocks(samples: Iterable[tuple[Tokens, Tokens]]) -> Iterator[list[bytes]]:
     for ids, mask in samples:
         size = min(shareable(mask), LONGEST)
         if size >= SHORTEST:
-            block.append(_in_order(ids[:size]))
+            block.append(in_order(ids[:size]))
             tokens += size
         if len(block) >= EXAMINED or tokens >= EXAMINED_TOKENS:
             yield block
@@ -110,10 +110,10 @@ def _blocks(samples: Iterable[tuple[Tokens, Tokens]]) -> Iterator[list[bytes]]:
 def _common(heads: list[bytes]) -> Iterator[tuple[bytes, int]]:
     """(prefix, how many have it) of every prefix at which some of ``heads`` part: inner nodes of their trie."""
     heads.sort()
-    agreed = [_agreed(one, other) for one, other in pairwise(heads)]
+    depths = [agreed(one, other) for one, other in pairwise(heads)]
     begun = [(0, 0)]
     """(tokens, first head) of the nodes that the last head lies below, from the root on."""
-    for place, depth in enumerate([*agreed, 0]):
+    for place, depth in enumerate([*depths, 0]):
         first = place
         while begun[-1][0] > depth:
             tokens, first = begun.pop()
@@ -122,7 +122,7 @@ def _common(heads: list[bytes]) -> Iterator[tuple[bytes, int]]:
             begun.append((depth, first))
 
 
-def _agreed(one: bytes, other: bytes) -> int:
+def agreed(one: bytes, other: bytes) -> int:
     """Tokens with which both begin."""
     size = min(len(one), len(other)) // 4
     differs = np.frombuffer(one, np.uint32, size) != np.frombuffer(other, np.uint32, size)

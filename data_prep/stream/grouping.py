@@ -4,10 +4,9 @@ A step's samples are decided before (``data_prep/stream/windows.py``) and stay t
 step is a function of: the same samples make the same sums, in fewer rows. An example: rows hold 12 tokens; a, c and d
 begin with the same 4 tokens, c and d also with the 3 after them.
 
-    a 7   b 5   c 9   d 8   e 3
-    rows of the window    a b | c e | d        32 tokens in 3 rows
-    grouped               a c | d b | e ...    c leaves 4 tokens to a: 7 + 5
-    or, where it is full  c d ...              d leaves 7 tokens to c: 9 + 1
+    a 7   b 5   c 9   d 8   e 2
+    rows of the window    a b | c e | d    31 tokens
+    grouped               b a | e c d      d leaves 7 tokens to c: 2 + 9 + 1; a could leave 4, but finds no room there
 """
 
 from __future__ import annotations

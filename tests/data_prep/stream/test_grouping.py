@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.stream import grouping
 from data_prep.stream.forest import Forest
 from data_prep.stream.steps import GlobalStep
 from data_prep.stream.stream import Stream
@@ -31,7 +33,9 @@ def test_any_samples_are_dealt_once_to_rows_that_hold_them(pieces: list[tuple[in
     data = data_config(["a"], share_prefix=True, seq_len=64)
     steps = list(Stream({"a": split}, data, seed=3, global_size=global_size))
     assert sorted(sample for _, sample in all_samples(steps)) == list(range(len(pieces)))
-    for step in steps:
+    apart = list(Stream({"a": split}, replace(data, share_prefix=False), seed=3, global_size=global_size))
+    for step, without in zip(steps, apart, strict=True):
+        assert step.filled <= without.filled
         for row in step.rows:
             paid = set().union(*(path(pieces[sample][1]) for _, sample in row.samples)) - {0}
             rest = sum(pieces[sample][0] for _, sample in row.samples)
@@ -42,6 +46,22 @@ def test_a_sample_leaves_to_an_earlier_one_what_both_begin_with() -> None:
     forest = Forest.of([FakeSplit("a", np.zeros(1, np.int32), np.zeros(1, np.int32), prefixes=PREFIXES)])
     assert (forest.sizes, forest.parents) == (SIZES, PARENTS)
     assert forest.shared_in([2, 3, 1, 4, 0, 3, 4]) == [(0, 0), (0, 12), (0, 12), (3, 0), (4, 0), (1, 22), (3, 15)]
+
+
+def test_the_example_of_the_docstring() -> None:
+    split = FakeSplit("a", np.zeros(1, np.int32), np.zeros(1, np.int32), ((1,) * 4, (1,) * 4 + (2,) * 3))
+    tokens, prefix = np.array([7, 5, 9, 8, 2]), np.array([1, 0, 2, 2, 0])
+    rows = grouping._packed(tokens, prefix, Forest.of([split]), 12)
+    assert [["abcde"[sample] for sample in row] for row in rows] == [["b", "a"], ["e", "c", "d"]]
+
+
+def test_samples_stay_in_their_rows_where_grouping_would_need_more() -> None:
+    """3 and 7 begin alike and would make a piece of 8, which fits beside neither 9."""
+    lengths, numbers = np.array([3, 9, 7, 9], np.int32), np.array([1, 0, 1, 0], np.int32)
+    split = FakeSplit("a", lengths, lengths // 2, ((1, 1),), numbers)
+    assert len(grouping._packed(lengths.astype(np.int64), numbers.astype(np.int64), Forest.of([split]), 16)) == 3
+    (step,) = Stream({"a": split}, data_config(["a"], share_prefix=True, seq_len=16), seed=1, global_size=2)
+    assert (step.filled, step.samples, step.positions) == (2, 4, 28)
 
 
 def test_sources_have_common_prefixes_in_any_order() -> None:
